@@ -1,0 +1,210 @@
+"""From a study's result to a verdict per contrast, by the rule that the study fixed before its first run.
+
+Words: supported, contradicted, equivalent, inconclusive, no positive control; `estimated` where the study set no rule.
+Instead of a word stands `unregistered` or `incomplete: 2 of 3 seeds` where a word would break the rules.
+Qualifiers: `unmatched` (a learning rate not chosen per arm, or at its grid's edge), `exploratory` (the study is not the
+one registered before its results were seen).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import statistics
+from analysis.runs import StudyResult
+from analysis.samples import PairedSample, paired_sample, positive_control
+
+ALPHA = 0.05
+POWER = 0.8
+STATED = ("arm", "reference", "metric", "rule", "bound", "primary", "higher_is_better")
+WORDS = ("supported", "contradicted", "equivalent", "inconclusive", "no positive control", "estimated")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One contrast. Values, effect and intervals are in the metric's own unit and sign: arm − reference.
+
+    level: of `interval_adjusted`, at which Holm decides this contrast; it is 0.95 for the primary one, which no other
+    test touches. bare_word: what the interval alone says, without the control. detectable: the smallest true difference
+    that n seeds of this spread find with 80 % power. repeat: where the mean of as many new seeds would fall, 95 %.
+    """
+
+    name: str
+    arm: str
+    reference: str
+    metric: str
+    rule: str
+    bound: float
+    primary: bool
+    higher_is_better: bool
+    seeds: list[int]
+    expected: int
+    arm_values: list[float]
+    reference_values: list[float]
+    diverged: dict[str, list[int]]
+    missing: dict[str, dict[int, str]]
+    floor: float | None
+    effect: float | None
+    sd: float | None
+    interval: tuple[float, float] | None
+    level: float
+    interval_adjusted: tuple[float, float] | None
+    p: float | None
+    p_holm: float | None
+    detectable: float | None
+    repeat: tuple[float, float] | None
+    seeds_for_power: int | None
+    bare_word: str
+    word: str
+    qualifiers: list[str]
+    notes: list[str]
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def refused(self) -> bool:
+        return self.word not in WORDS and not self.word.startswith("inconclusive")
+
+
+def judge(result: StudyResult) -> dict[str, Verdict]:
+    """Every contrast, the primary one first. The others share one Holm family, complete or not."""
+    contrasts = result.study.get("contrasts") or {}
+    samples = {name: paired_sample(result, contrast) for name, contrast in contrasts.items()}
+    p = {name: _p(samples[name], contrast) for name, contrast in contrasts.items()}
+    family = [name for name, spec in contrasts.items() if not spec["primary"] and spec["rule"] != "estimate"]
+    # A contrast that cannot be tested yet keeps its place in the family: finishing it must not change the others' rule.
+    ps = [1.0 if p[name] is None else p[name] for name in family]
+    levels = dict(zip(family, statistics.holm_levels(ps, ALPHA), strict=True))
+    adjusted = dict(zip(family, statistics.holm(ps), strict=True))
+    order = sorted(contrasts, key=lambda name: not contrasts[name]["primary"])
+    return {
+        name: _verdict(result, name, samples[name], levels.get(name, ALPHA), p[name], adjusted.get(name))
+        for name in order
+    }
+
+
+def decide(estimate: statistics.Estimate, contrast: Mapping[str, Any], alpha: float) -> str:
+    """The word of a rule for an estimate in the direction of improvement (positive: the arm is better)."""
+    rule, bound = contrast["rule"], contrast["bound"]
+    if rule == "estimate":
+        return "estimated"
+    if _decision_p(estimate, contrast) > alpha:
+        return "inconclusive"
+    if rule == "superiority":
+        return "supported" if estimate.mean > bound else "contradicted"
+    return "equivalent" if abs(estimate.mean) < bound else "contradicted"
+
+
+def _verdict(
+    result: StudyResult, name: str, sample: PairedSample, alpha: float, p: float | None, p_holm: float | None
+) -> Verdict:
+    contrast = result.study["contrasts"][name]
+    seeds = sample.seeds
+    raw = statistics.paired(*sample.pairs(seeds)) if len(seeds) >= 2 else None
+    bare, notes = _bare_word(sample, contrast, alpha)
+    word = _refusal(result, sample) or bare
+    if word in WORDS and word != "estimated":
+        shown, how = positive_control(result)
+        notes.append(how)
+        word = word if shown else "no positive control"
+    arm_values, reference_values = sample.pairs(seeds)
+    return Verdict(
+        name=name,
+        **{key: contrast[key] for key in STATED},
+        seeds=seeds,
+        expected=sample.expected,
+        arm_values=arm_values,
+        reference_values=reference_values,
+        diverged=sample.diverged,
+        missing=sample.missing,
+        floor=sample.floor,
+        effect=raw.mean if raw else arm_values[0] - reference_values[0] if seeds else None,
+        sd=raw.sd if raw else None,
+        interval=raw.interval() if raw else None,
+        level=1 - alpha,
+        interval_adjusted=raw.interval(1 - alpha) if raw else None,
+        p=p,
+        p_holm=p_holm,
+        detectable=statistics.detectable_effect(raw.n, POWER, alpha) * raw.sd if raw else None,
+        repeat=_repeat(sample, seeds),
+        seeds_for_power=_seeds_for_power(raw, contrast, alpha),
+        bare_word=bare,
+        word=word,
+        qualifiers=_qualifiers(result.study, contrast),
+        notes=notes,
+    )
+
+
+def _bare_word(sample: PairedSample, contrast: Mapping[str, Any], alpha: float) -> tuple[str, list[str]]:
+    """By the values alone. A word holds only if it holds however diverged runs are counted."""
+    notes = []
+    if sample.diverged:
+        counted = f"counted at the floor {sample.floor:g}" if sample.floor is not None else "no floor to count them at"
+        who = "; ".join(f"{arm} seed {', '.join(map(str, seeds))}" for arm, seeds in sample.diverged.items())
+        notes.append(f"diverged: {who} ({counted})")
+    if contrast["rule"] == "estimate":
+        return "estimated", notes
+    if len(sample.seeds) < 2:
+        return f"inconclusive (n = {len(sample.seeds)})", notes
+    estimate = _improvement(sample, contrast, sample.seeds)
+    word = decide(estimate, contrast, alpha)
+    if estimate.error == 0:
+        notes.append("all differences are equal: the interval has no width")
+        word = word if estimate.n >= 3 else "inconclusive"
+    if sample.diverged and word != "inconclusive":
+        alone = _improvement(sample, contrast, sample.survivors) if len(sample.survivors) >= 2 else None
+        if alone is None or decide(alone, contrast, alpha) != word or sample.floor is None:
+            notes.append(f"{word} only if the diverged runs are counted one way")
+            word = "inconclusive"
+    return word, notes
+
+
+def _refusal(result: StudyResult, sample: PairedSample) -> str | None:
+    """Why no word may be given, whatever the values say."""
+    if not (result.study.get("registered") or {}).get("hash"):
+        return "unregistered: no hash was stored before the first run"
+    if sample.missing or not sample.expected:
+        both = [s for s in result.study["seeds"] if s not in sample.arm.missing and s not in sample.reference.missing]
+        return f"incomplete: {len(both)} of {len(result.study['seeds'])} seeds"
+    return None
+
+
+def _qualifiers(study: Mapping[str, Any], contrast: Mapping[str, Any]) -> list[str]:
+    matched = all(study["arms"][contrast[role]].get("lr_matched") for role in ("arm", "reference"))
+    registered = study.get("registered") or {}
+    found = [] if matched else ["unmatched"]
+    return found if registered.get("hash") == study["hash"] else [*found, "exploratory"]
+
+
+def _improvement(sample: PairedSample, contrast: Mapping[str, Any], seeds: list[int]) -> statistics.Estimate:
+    arm, reference = sample.pairs(seeds)
+    return statistics.paired(arm, reference) if contrast["higher_is_better"] else statistics.paired(reference, arm)
+
+
+def _p(sample: PairedSample, contrast: Mapping[str, Any]) -> float | None:
+    if len(sample.seeds) < 2 or contrast["rule"] == "estimate" or sample.missing:
+        return None
+    return _decision_p(_improvement(sample, contrast, sample.seeds), contrast)
+
+
+def _decision_p(estimate: statistics.Estimate, contrast: Mapping[str, Any]) -> float:
+    """p of the decision that a rule can take: at most one of its two directions is ever wrong, so α covers both."""
+    bound = contrast["bound"]
+    if contrast["rule"] == "superiority":
+        return estimate.p_value(bound)
+    return min(statistics.tost(estimate, bound), statistics.beyond(estimate, bound))
+
+
+def _repeat(sample: PairedSample, seeds: list[int]) -> tuple[float, float] | None:
+    if len(seeds) < 2:
+        return None
+    arm, reference = sample.pairs(seeds)
+    return statistics.prediction_interval([a - r for a, r in zip(arm, reference, strict=True)], new=len(seeds))
+
+
+def _seeds_for_power(raw: statistics.Estimate | None, contrast: Mapping[str, Any], alpha: float) -> int | None:
+    if raw is None or contrast["rule"] != "equivalence":
+        return None
+    return statistics.equivalence_n(raw.sd, contrast["bound"], POWER, alpha)

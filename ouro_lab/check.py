@@ -1,0 +1,144 @@
+"""The check before anything trains: every arm built on the meta device, every contrast's match, and study.json."""
+
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ouro_lab import records
+from ouro_lab.assembly import Parts, assemble
+from ouro_lab.compute.match import Match, MismatchError, compare, format_table
+from ouro_lab.compute.match import check as check_match
+from ouro_lab.config import ConfigError
+from ouro_lab.study import Study
+
+
+def check(study: Study) -> dict[str, Parts]:
+    """Builds each arm and refuses a contrast whose held quantity differs over its limit.
+
+    Raises:
+        ConfigError: an arm that cannot be built, or a mismatch, by name.
+    """
+    parts = {}
+    for name, config in study.arm_configs.items():
+        try:
+            parts[name] = assemble(config, device="meta")
+        except ValueError as error:
+            raise ConfigError(f"{study.name}: arm {name}: {error}") from error
+    for name, contrast in study.definition.contrasts.items():
+        try:
+            costs = parts[contrast.arm].cost, parts[contrast.reference].cost
+            check_match(name, *costs, list(contrast.equal), contrast.limit)
+        except MismatchError as error:
+            raise ConfigError(f"{study.name}: {error}") from error
+    return parts
+
+
+def matches(study: Study, parts: dict[str, Parts]) -> dict[str, list[Match]]:
+    found = {}
+    for name, contrast in study.definition.contrasts.items():
+        costs = parts[contrast.arm].cost, parts[contrast.reference].cost
+        found[name] = compare(*costs, list(contrast.equal), contrast.limit)
+    return found
+
+
+def match_table(study: Study, parts: dict[str, Parts]) -> str:
+    """What each contrast holds equal, for the terminal."""
+    blocks = []
+    for name, rows in matches(study, parts).items():
+        contrast = study.definition.contrasts[name]
+        blocks.append(f"{name}: {contrast.arm} against {contrast.reference}\n{format_table(rows)}")
+    return "\n\n".join(blocks)
+
+
+def describe(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
+    """study.json (docs/design.md): all that the report knows besides the runs."""
+    definition = study.definition
+    first = next(iter(parts.values()))
+    return {
+        "name": study.name,
+        "question": definition.question,
+        "hypothesis": definition.hypothesis,
+        "claim": list(definition.claim),
+        "hash": study.hash,
+        "registered": registered(study),
+        "seeds": list(definition.seeds),
+        "command": command(study),
+        "arms": {name: _arm(study, name, part) for name, part in parts.items()},
+        "contrasts": _contrasts(study, parts),
+        "positive_control": definition.positive_control,
+        "floors": first.data.floors(),
+        "scope": _scope(study, parts),
+        "figures": definition.figures,
+        "calibration": definition.calibration,
+        "runs": [run.identity() for run in study.expand()],
+        "sweep": _sweeps(study),
+    }
+
+
+def command(study: Study) -> str:
+    overrides = f' OVERRIDES="{" ".join(study.overrides)}"' if study.overrides else ""
+    return f"make experiment NAME={study.name}{overrides}"
+
+
+def register(study: Study) -> None:
+    """Stores the study's hash before its first run; a definition made after its results were seen is marked."""
+    path = records.runs_root() / study.name / "registration.json"
+    known = records.read_json(path) or {}
+    if study.hash not in known:
+        seen = sum(run.state in ("done", "diverged") for run in study.expand() if run.phase == "main")
+        stamp = {"time": records.now(), "commit": records.provenance()["git"]["commit"], "seen": seen}
+        records.write_json(path, known | {study.hash: stamp})
+
+
+def registered(study: Study) -> dict[str, Any] | None:
+    """The registration that counts: another hash than the study's where its results were seen before."""
+    known = records.read_json(records.runs_root() / study.name / "registration.json") or {}
+    entry = known.get(study.hash)
+    if entry is None:
+        return None
+    if entry["seen"]:
+        earlier = min((stamp["time"], name) for name, stamp in known.items())[1]
+        return {"hash": earlier, **known[earlier]}
+    return {"hash": study.hash, **entry}
+
+
+def save(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
+    content = describe(study, parts)
+    folder = records.runs_root() / study.name
+    records.write_json(folder / "study.json", content)
+    (folder / "study.yaml").write_text(OmegaConf.to_yaml(study.config, resolve=True))
+    return content
+
+
+def _arm(study: Study, name: str, part: Parts) -> dict[str, Any]:
+    arm, rate = study.definition.arms[name], study.rate(name)
+    return {
+        "overrides": list(arm.overrides),
+        "shape": part.cost["shape"],
+        "lr": rate.lr if rate else None,
+        "lr_matched": bool(rate and rate.matched),
+        "lr_status": rate.status if rate else "rates being swept",
+        "cost": part.cost,
+        "target": arm.target,
+    }
+
+
+def _contrasts(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
+    rows = matches(study, parts)
+    return {
+        name: asdict(contrast) | {"equal": list(contrast.equal), "match": [asdict(row) for row in rows[name]]}
+        for name, contrast in study.definition.contrasts.items()
+    }
+
+
+def _scope(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
+    primary = [contrast.arm for contrast in study.definition.contrasts.values() if contrast.primary]
+    cost = parts[primary[0] if primary else next(iter(parts))].cost
+    return {"parameters": cost["parameters"], "tokens": cost["tokens"], **study.definition.scope}
+
+
+def _sweeps(study: Study) -> dict[str, Any] | None:
+    if study.definition.lr is None or not study.definition.lr.grid:
+        return None
+    return {arm: study.sweep(arm).as_dict() | {"rate_hash": study.rate_hash(arm)} for arm in study.definition.arms}

@@ -1,0 +1,44 @@
+"""How long a run is: steps, tokens or FLOPs, one of them."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The length of a run by exactly one of its measures; `flops` are training FLOPs by the causal count.
+
+    Raises:
+        ValueError: none or several given, or not a positive number.
+    """
+
+    steps: int | None = None
+    tokens: float | None = None
+    flops: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("steps", "tokens", "flops") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"budget: give exactly one of steps, tokens, flops (got {got})")
+        value = getattr(self, given[0])
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value <= 0 or (given[0] == "steps" and value != int(value)):
+            kind = "an integer ≥ 1" if given[0] == "steps" else "a number > 0"
+            raise ValueError(f"budget.{given[0]} = {value!r}: must be {kind}")
+
+    def steps_for(self, tokens_per_step: int, flops_per_token: float) -> int:
+        """Optimiser steps, to the nearest: what is spent misses the budget by at most half a step, over or under.
+
+        Raises:
+            ValueError: the budget is under half a step.
+        """
+        if self.steps is not None:
+            return int(self.steps)
+        name, budget, each = "tokens", self.tokens, float(tokens_per_step)
+        if budget is None:
+            name, budget, each = "flops", self.flops or 0.0, tokens_per_step * flops_per_token
+        steps = math.floor(budget / each + 0.5)
+        if steps < 1:
+            raise ValueError(f"budget.{name} = {budget:g}: less than half a step, which is {each:g} {name}")
+        return steps

@@ -1,0 +1,144 @@
+"""Composition with Hydra, and errors that name the field, the value and what would be valid."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+EXPERIMENTS = ROOT / "experiments"
+
+# What a run's config may hold at the top; `study` is the study's own block.
+SECTIONS = ("backbone", "data", "objective", "optim", "trainer", "launcher", "tracking")
+SCALARS = ("seed", "budget", "do", "init_from", "study")
+
+
+class ConfigError(ValueError):
+    """One line: what is wrong, and what would be valid."""
+
+
+def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPERIMENTS) -> DictConfig:
+    """The composed config of the file `name` in `folder`, with choices from conf/.
+
+    Raises:
+        ConfigError: unknown file, choice or key, with the nearest valid one.
+    """
+    try:
+        cfg = _compose(name, overrides, folder)
+    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, name, folder)) from None
+    unknown = [key for key in cfg if key not in SECTIONS + SCALARS]
+    if unknown:
+        raise ConfigError(f"{name}: {unknown[0]}: unknown key; {nearest(unknown[0], SECTIONS + SCALARS)}")
+    check_leaves(cfg)
+    return cfg
+
+
+def check_leaves(cfg: DictConfig) -> None:
+    """Every leaf of a section must be an argument of what the section builds."""
+    for section in SECTIONS:
+        if section in cfg and isinstance(cfg[section], DictConfig):
+            _check_node(section, cfg[section])
+
+
+def build(node: DictConfig, path: str, **extra: Any) -> Any:
+    """Hydra's instantiate, with the constructor's own one-line error instead of a traceback."""
+    try:
+        return instantiate(node, **extra, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise ConfigError(str(cause)) from cause
+        first = str(cause if cause is not None else error).splitlines()[0]
+        raise ConfigError(f"{path}: {first}") from cause
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`did you mean x? valid: x, y, z`."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}valid: {', '.join(valid)}"
+
+
+def plain(node: Any) -> Any:
+    """Python containers of a config node, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _compose(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(folder), version_base=None):
+        return compose(name, overrides=[f"hydra.searchpath=[file://{CONF}]", *map(_may_add, overrides)])
+
+
+def _may_add(override: str) -> str:
+    """An argument that a choice leaves at its default may be set without Hydra's `+`: `check_leaves` finds typos."""
+    key = override.split("=")[0]
+    return f"++{override}" if key.split(".")[0] in SECTIONS and "." in key and key[0].isalpha() else override
+
+
+def _check_node(path: str, node: DictConfig) -> None:
+    target = OmegaConf.to_container(node, resolve=False).get("_target_")
+    if target:
+        valid = _arguments(target)
+        for key in node:
+            if valid is not None and not str(key).startswith("_") and key not in valid:
+                raise ConfigError(f"{path}.{key}: unknown key; {nearest(str(key), valid)}")
+    for key, child in node.items_ex(resolve=False) if hasattr(node, "items_ex") else node.items():
+        if isinstance(child, DictConfig):
+            _check_node(f"{path}.{key}", child)
+
+
+def _arguments(target: str) -> set[str] | None:
+    """Argument names of a target, None where it takes any."""
+    try:
+        parameters = inspect.signature(get_object(target)).parameters.values()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"_target_ = {target}: cannot be imported ({error})") from None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def _explain(error: Exception, name: str, folder: Path) -> str:
+    """Hydra's several lines as one that names the key and the nearest valid one."""
+    text = str(error) + " " + str(error.__cause__ or "")
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        return f"{key}: unknown key; {_nearest_key(key, name, folder)}"
+    if match := re.search(r"Could not find '([^']+)/([^']+)'", text):
+        group, choice = match.groups()
+        valid = [path.stem for path in (CONF / group).glob("*.yaml")]
+        return f"{group} = {choice}: no such choice; {nearest(choice, valid)}"
+    if f"Cannot find primary config '{name}'" in text:
+        return f"study {name}: no such file in experiments/; {nearest(name, study_names(folder))}"
+    if match := re.search(r"Could not override '?([\w/]+)'?\.\s*No match in the defaults list", text):
+        return f"{match.group(1)}: no such choice group; valid: {', '.join(SECTIONS)}"
+    first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return f"{name}: {first[:300]}"
+
+
+def _nearest_key(key: str, name: str, folder: Path) -> str:
+    """The nearest key among the siblings of the one that failed."""
+    parent, _, leaf = key.rpartition(".")
+    composed = _compose(name, (), folder)
+    node = OmegaConf.select(composed, parent) if parent else composed
+    siblings = list(node) if isinstance(node, DictConfig) else list(SECTIONS + SCALARS)
+    if isinstance(node, DictConfig) and "_target_" in node:
+        siblings = list(_arguments(node["_target_"]) or siblings)
+    return nearest(leaf, [str(sibling) for sibling in siblings if not str(sibling).startswith("_")])
+
+
+def study_names(folder: Path = EXPERIMENTS) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))

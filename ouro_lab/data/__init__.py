@@ -1,0 +1,20 @@
+"""Data as pure functions of (seed, global sample index). Knows no model."""
+
+from ouro_lab.data.corpus import HuggingFace, Sotu, TextFiles, WikipediaLeads
+from ouro_lab.data.datamodules import TaskData
+from ouro_lab.data.metrics import EvaluationMetrics
+from ouro_lab.data.text_data import TextData
+from ouro_lab.data.tokenizer import BPETokenizer, ByteTokenizer, SmolLM2Tokenizer
+
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "EvaluationMetrics",
+    "HuggingFace",
+    "SmolLM2Tokenizer",
+    "Sotu",
+    "TaskData",
+    "TextData",
+    "TextFiles",
+    "WikipediaLeads",
+]

@@ -1,0 +1,120 @@
+"""The datamodules of docs/design.md's contract: what `TaskData` and `TextData` share, and `TaskData`."""
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from ouro_lab.data.metrics import EvaluationMetrics
+from ouro_lab.data.random import Ints
+from ouro_lab.data.sampler import Batch, EvaluationBatches, MicroBatches, Slice, StepSampler
+from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL, Arrays, Floors, Task, check_range
+
+
+class OrderedData(L.LightningDataModule):
+    """Training data in the order rule of `sampler`, evaluation data as fixed sets. A subclass reads samples.
+
+    batch_size: sequences per optimiser step over all ranks and micro-batches. seed: the run's; it orders the training
+    data and nothing else. workers: processes per loader; 0 reads in the training process.
+    """
+
+    vocab_size: int
+    length: int
+    groups: tuple[str, ...] = ()
+    count_bytes = False
+
+    def __init__(self, batch_size: int, eval_batch_size: int, seed: int, workers: int) -> None:
+        super().__init__()
+        check_range("batch_size", batch_size, 1)
+        check_range("eval_batch_size", eval_batch_size, 1)
+        check_range("workers", workers, 0)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.workers = int(seed), workers
+
+    def read_train(self, indices: Ints) -> Arrays:
+        """The global training samples `indices` of this run's seed."""
+        raise NotImplementedError
+
+    def read_evaluation(self, split: str, indices: Ints) -> Arrays:
+        raise NotImplementedError
+
+    def evaluation_size(self, split: str) -> int:
+        """Sequences of a fixed set."""
+        raise NotImplementedError
+
+    def floors(self) -> Floors:
+        """Per metric what a model without the ability scores, and what that model is."""
+        raise NotImplementedError
+
+    def metrics(self, loops: int) -> EvaluationMetrics:
+        return EvaluationMetrics(loops, self.groups, self.count_bytes)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        accumulate = self.trainer.accumulate_grad_batches
+        part = Slice(self.batch_size, self.trainer.world_size, self.trainer.global_rank, accumulate)
+        sampler = StepSampler(lambda: self.trainer.global_step * accumulate)
+        return DataLoader(
+            MicroBatches(self.read_train, part), batch_size=None, sampler=sampler, num_workers=self.workers
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation(VAL)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation(TEST)
+
+    def _evaluation(self, split: str) -> DataLoader[Batch]:
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        read = _Split(self, split)
+        batches = EvaluationBatches(read, self.evaluation_size(split), self.eval_batch_size, world, rank)
+        return DataLoader(batches, batch_size=None, num_workers=self.workers)
+
+
+class _Split:
+    """`read_evaluation` of one split, as a function of the indices that a worker process can be given."""
+
+    def __init__(self, data: OrderedData, split: str) -> None:
+        self.data, self.split = data, split
+
+    def __call__(self, indices: Ints) -> Arrays:
+        return self.data.read_evaluation(self.split, indices)
+
+
+class TaskData(OrderedData):
+    """A synthetic task.
+
+    val_size, test_size: sequences per difficulty group of the fixed sets.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        batch_size: int = 64,
+        val_size: int = 256,
+        test_size: int = 2048,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, workers)
+        check_range("val_size", val_size, 1)
+        check_range("test_size", test_size, 1)
+        self.task = task
+        self.sizes = {VAL: val_size, TEST: test_size}
+        self.vocab_size, self.length, self.groups = task.vocab_size, task.sequence_length, task.groups
+        self._sets: dict[str, Arrays] = {}
+
+    def read_train(self, indices: Ints) -> Arrays:
+        return self.task.sample(self.seed, indices, TRAIN)
+
+    def read_evaluation(self, split: str, indices: Ints) -> Arrays:
+        return {key: values[indices] for key, values in self._fixed(split).items()}
+
+    def evaluation_size(self, split: str) -> int:
+        return len(self._fixed(split)["tokens"])
+
+    def floors(self) -> Floors:
+        return self.task.floors()
+
+    def _fixed(self, split: str) -> Arrays:
+        if split not in self._sets:
+            self._sets[split] = self.task.evaluation(split, self.sizes[split])
+        return self._sets[split]

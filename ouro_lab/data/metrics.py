@@ -1,0 +1,64 @@
+"""What an evaluation reports per loop and per difficulty group, from sums that add over batches and ranks."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ouro_lab.data.tasks.protocol import IGNORE, UNDEFINED
+
+
+class EvaluationMetrics(Metric):
+    """Means over a whole split, in the names of docs/design.md (loops one-based in names).
+
+    `accuracy` covers the scored positions of every group but `undefined`; a group that the split lacks is not named.
+    Bits per byte: nats of all targets / ln 2 / UTF-8 bytes of all targets. The end of a document is a target of no
+    bytes whose nats count: every tokenizer pays it once a document, so their values compare.
+    """
+
+    full_state_update = False
+
+    def __init__(self, loops: int, groups: tuple[str, ...] = (), count_bytes: bool = False) -> None:
+        super().__init__()
+        self.loops, self.groups, self.count_bytes = loops, tuple(groups), count_bytes
+        bins = max(1, len(groups))
+        self.answers = torch.tensor([group != UNDEFINED for group in self.groups] or [True])  # [G], in `accuracy`
+        shapes = {"nats": (loops,), "targets": (), "bytes": (), "hits": (loops, bins), "scored": (bins,)}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, batch: Mapping[str, Tensor], token_loss: Tensor, correct: Tensor) -> None:
+        """token_loss in nats and correct, both [T, B, S]; what they hold at ignored targets does not matter."""
+        valid = batch["targets"] != IGNORE  # [B, S]
+        scored = batch["scored"] & valid if "scored" in batch else valid
+        group = batch["group"] if self.groups else torch.zeros_like(batch["targets"][:, 0])  # [B]
+        self.nats += token_loss.double().masked_fill(~valid, 0).sum((1, 2))
+        self.targets += valid.sum()
+        self.hits.index_add_(1, group, (correct & scored).sum(2).double())
+        self.scored.index_add_(0, group, scored.sum(1).double())
+        if self.count_bytes:
+            self.bytes += batch["bytes"].masked_fill(~valid, 0).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Flat, `loss` and `accuracy` being the last loop's."""
+        loss = self.nats / self.targets
+        values = {"loss": loss[-1], **self._by_loop("loss", loss), **self._accuracies()}
+        if self.count_bytes:
+            per_byte = self.nats / math.log(2) / self.bytes
+            values |= {"bits_per_byte": per_byte[-1], **self._by_loop("bits_per_byte", per_byte)}
+        return values
+
+    def _accuracies(self) -> dict[str, Tensor]:
+        answers = self.answers.to(self.hits.device)
+        values = {"accuracy": self.hits[-1, answers].sum() / self.scored[answers].sum()}
+        for index in self.scored.nonzero().flatten().tolist() if self.groups else []:
+            group, accuracy = self.groups[index], self.hits[:, index] / self.scored[index]  # [T]
+            values[f"accuracy/{group}"] = accuracy[-1]
+            if self.loops > 1:
+                values |= {f"{name}/{group}": value for name, value in self._by_loop("accuracy", accuracy).items()}
+        return values
+
+    def _by_loop(self, name: str, values: Tensor) -> dict[str, Tensor]:
+        return {f"{name}_loop{t}": value for t, value in enumerate(values, start=1)}

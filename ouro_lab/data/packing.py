@@ -1,0 +1,53 @@
+"""A token stream cut into rows of S tokens: row r is tokens r·S … r·S + S − 1 and predicts the token after each."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ouro_lab.data.random import Ints, permutation
+from ouro_lab.data.tasks.protocol import IGNORE, Arrays
+
+
+class PackedRows:
+    """Rows of one stream (see `text_cache.token_streams`).
+
+    mask_documents: give each position its document's number within the row, counted at the eos that opens it.
+    """
+
+    def __init__(self, stream: NDArray, length: int, eos: int, mask_documents: bool) -> None:
+        self.stream, self.length, self.eos, self.mask_documents = stream, length, eos, mask_documents
+        self.targets = max(0, len(stream) - 1)
+        self.full = self.targets // length  # rows without padding
+        self.all = -(-self.targets // length)
+
+    def read(self, rows: Ints) -> Arrays:
+        """tokens, targets and documents [B, S]; past the stream's end tokens are eos and targets ignored."""
+        place = rows[:, None] * self.length + np.arange(self.length + 1)  # [B, S + 1]
+        inside = place < len(self.stream)
+        tokens = np.where(inside, self.stream[np.minimum(place, len(self.stream) - 1)], self.eos).astype(np.int64)
+        arrays = {"tokens": tokens[:, :-1], "targets": np.where(inside, tokens, IGNORE)[:, 1:]}
+        if self.mask_documents:
+            arrays["documents"] = np.cumsum(arrays["tokens"] == self.eos, axis=1)
+        return arrays
+
+    def spread(self, tokens: int | None) -> Ints:
+        """Rows holding about `tokens` targets, at even distances over the stream; all rows for None."""
+        count = self.all if tokens is None else min(self.all, max(1, tokens // self.length))
+        return np.arange(count) * self.all // count
+
+
+class ShuffledRows:
+    """Global sample i is row π_e(i mod rows) of epoch e = i ÷ rows; π_e is a permutation given by (seed, e)."""
+
+    def __init__(self, rows: PackedRows, seed: int) -> None:
+        self.rows = rows
+        self.order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, f"rows/{epoch}", rows.full))
+
+    def read(self, indices: Ints) -> Arrays:
+        epochs, places = np.divmod(indices, self.rows.full)
+        chosen = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = self.order(int(epoch))[places[here]]
+        return self.rows.read(chosen)

@@ -1,0 +1,86 @@
+"""The order rule: training step k reads the global samples k·B … (k+1)·B − 1; the rest only chooses slices of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ouro_lab.data.random import Ints
+from ouro_lab.data.tasks.protocol import Arrays
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """How a global batch is cut: into `accumulate` micro-batches, each into `world` ranks' parts."""
+
+    batch_size: int
+    world: int = 1
+    rank: int = 0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world * self.accumulate
+        if self.batch_size < 1 or self.batch_size % parts:
+            raise ValueError(
+                f"batch_size = {self.batch_size}: must be a multiple of devices × accumulation"
+                f" = {self.world} × {self.accumulate} = {parts}"
+            )
+
+    def indices(self, micro_step: int) -> Ints:
+        """Global sample indices of this rank's part of a global micro-step (counted from 0 since step 0)."""
+        step, micro = divmod(micro_step, self.accumulate)
+        size = self.batch_size // (self.world * self.accumulate)
+        start = step * self.batch_size + (micro * self.world + self.rank) * size
+        return np.arange(start, start + size)
+
+
+class MicroBatches(Dataset[Batch]):
+    """Item i is this rank's whole batch of the global micro-step i; `read` maps sample indices to arrays."""
+
+    def __init__(self, read: Callable[[Ints], Arrays], part: Slice) -> None:
+        self.read, self.part = read, part
+
+    def __getitem__(self, micro_step: int) -> Batch:
+        return to_tensors(self.read(self.part.indices(micro_step)))
+
+
+class StepSampler(Sampler[int]):
+    """Micro-steps from where the trainer stands, without end: there are no epochs for Lightning to resume amid.
+
+    It has no length on purpose. `position` is read when iteration begins, after a checkpoint has been restored.
+    """
+
+    def __init__(self, position: Callable[[], int]) -> None:
+        self.position = position
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.position()
+        while True:
+            yield step
+            step += 1
+
+
+class EvaluationBatches(Dataset[Batch]):
+    """A fixed set in batches of `batch_size`; rank r of w holds the sequences r, r + w, …: none padded, none twice."""
+
+    def __init__(
+        self, read: Callable[[Ints], Arrays], size: int, batch_size: int, world: int = 1, rank: int = 0
+    ) -> None:
+        self.read, self.batch_size = read, batch_size
+        self.indices = np.arange(rank, size, world)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __getitem__(self, batch: int) -> Batch:
+        if batch >= len(self):
+            raise IndexError(batch)
+        return to_tensors(self.read(self.indices[batch * self.batch_size : (batch + 1) * self.batch_size]))
+
+
+def to_tensors(arrays: Arrays) -> Batch:
+    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}

@@ -1,0 +1,43 @@
+"""What a synthetic task must be for `TaskData`."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = -100  # the target where there is nothing to predict
+TRAIN, VAL, TEST = "train", "val", "test"
+UNDEFINED = "undefined"  # the group of sequences without an answer: reported, never part of `accuracy`
+
+Arrays = dict[str, NDArray]
+Floors = dict[str, dict[str, float | str]]
+
+
+class Task(Protocol):
+    """A generator whose sample i is a pure function of (seed, i).
+
+    Arrays have the keys and shapes of docs/design.md's batch; a key that is absent has that document's default.
+    """
+
+    vocab_size: int
+    sequence_length: int  # S, tokens per sample
+    groups: tuple[str, ...]  # difficulty levels; `group` indexes them
+
+    def sample(self, seed: int, indices: NDArray[np.int64], split: str = TRAIN) -> Arrays:
+        """The samples `indices` [N] of one split's stream; splits share no sequence."""
+        ...
+
+    def evaluation(self, split: str, size: int) -> Arrays:
+        """The fixed set of a split, `size` sequences per difficulty; depends on no run's seed."""
+        ...
+
+    def floors(self) -> Floors:
+        """Per metric the score of the best shortcut, and which shortcut that is."""
+        ...
+
+
+def check_range(field: str, value: int, low: int, high: int | None = None) -> None:
+    """Raises: ValueError naming field, value and the valid range."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        valid = f"an integer ≥ {low}" if high is None else f"an integer from {low} to {high}"
+        raise ValueError(f"{field} = {value!r}: must be {valid}")

@@ -1,0 +1,142 @@
+"""Where runs execute: each in a process of its own, as many at once as the machine has room for."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import torch
+
+from ouro_lab import records
+from ouro_lab.config import ROOT
+from ouro_lab.study import Run
+
+Watch = Callable[[list[Run]], None]
+
+
+@dataclass(frozen=True)
+class Local:
+    """Process slots of this machine: cores / threads, or GPUs / devices where the trainer uses GPUs.
+
+    slots: how many runs at once (None: all that fit). threads: per run; two single-thread runs beat one with two.
+    """
+
+    slots: int | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"launcher.{name} = {value!r}: must be an integer ≥ 1")
+
+    def room(self, accelerator: str, devices: int) -> int:
+        if self.slots is not None:
+            return self.slots
+        if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
+            return max(1, torch.cuda.device_count() // devices)
+        return max(1, len(os.sched_getaffinity(0)) // (self.threads * devices)) if hasattr(os, "sched_getaffinity") else (
+            max(1, (os.cpu_count() or 1) // (self.threads * devices))
+        )
+
+    def execute(self, todo: Callable[[], list[Run]], everything: Callable[[], list[Run]], watch: Watch) -> None:
+        """Runs what `todo` says until nothing is left, longest first; `watch` sees the active runs twice a second.
+
+        A run that another process of an earlier, killed call still executes is waited for, not started twice.
+        """
+        pool = _Pool(self)
+        try:
+            while True:
+                pool.reap()
+                adopted = [run for run in everything() if run.state == "running" and run.id not in pool.active]
+                waiting = [run for run in todo() if run.id not in pool.active]
+                if not waiting and not adopted and not pool.active:
+                    return
+                pool.fill(sorted(waiting, key=_length, reverse=True), len(adopted))
+                watch([run for run, *_ in pool.active.values()] + adopted)
+                time.sleep(0.5)
+        finally:
+            pool.stop()
+
+
+class _Pool:
+    def __init__(self, launcher: Local) -> None:
+        self.launcher = launcher
+        self.active: dict[str, tuple[Run, subprocess.Popen, IO[str], list[int], float]] = {}
+
+    def fill(self, waiting: list[Run], adopted: int) -> None:
+        for run in waiting:
+            trainer = run.config["trainer"]
+            devices = int(trainer.get("devices", 1))
+            if len(self.active) + adopted >= self.launcher.room(trainer.get("accelerator", "cpu"), devices):
+                return
+            self._start(run, devices)
+
+    def reap(self) -> None:
+        """Takes finished processes out; one that died without a word is recorded as failed."""
+        for name, (run, process, log, _, born) in list(self.active.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            log.close()
+            del self.active[name]
+            state = records.read_state(run.directory) or {"state": "unborn"}
+            if state["state"] not in ("done", "diverged") and not state.get("ended", 0.0) > born:
+                ended = f"signal {-code}" if code < 0 else f"exit status {code}"
+                self._bury(run, f"the process ended with {ended}; see log.txt")
+
+    def _bury(self, run: Run, reason: str) -> None:
+        """Records a death that the process could not record; one before it began uses up an attempt too."""
+        before = (records.read_state(run.directory) or {}).get("attempts", 0)
+        began = (records.read_state(run.directory) or {}).get("state") == "running"
+        records.finish(run.directory, "failed", reason)
+        if not began:
+            state = records.read_state(run.directory)
+            records.write_json(run.directory / "state.json", state | {"attempts": before + 1})
+
+    def stop(self) -> None:
+        for _, process, log, *_ in self.active.values():
+            process.terminate()
+        for _, process, log, *_ in self.active.values():
+            process.wait()
+            log.close()
+
+    def _start(self, run: Run, devices: int) -> None:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        log = (run.directory / "log.txt").open("a")
+        gpus = self._free_gpus(run, devices)
+        environment = os.environ | _thread_limits(self.launcher.threads)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        command = [sys.executable, "-m", "ouro_lab.run", *run.command]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.active[run.id] = (run, process, log, gpus, time.time())
+
+    def _free_gpus(self, run: Run, devices: int) -> list[int]:
+        if run.config["trainer"].get("accelerator") not in ("gpu", "cuda") or not torch.cuda.is_available():
+            return []
+        taken = {gpu for *_, gpus, _ in self.active.values() for gpu in gpus}
+        return [gpu for gpu in range(torch.cuda.device_count()) if gpu not in taken][:devices]
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    return dict.fromkeys(names, str(threads)) | {"PYTHONUNBUFFERED": "1"}
+
+
+def _length(run: Run) -> float:
+    """Expected cost, to start the longest first: known FLOPs, else steps × effective depth."""
+    backbone, budget = run.config["backbone"], run.config["budget"]
+    depth = backbone.get("layers", 1) * (1 if "iso_parameter" in backbone.get("_target_", "") else backbone.get("loops", 1))
+    size = budget["steps"] or budget["tokens"] or budget["flops"]
+    return float(size) * depth * backbone.get("width", 1)
+
+
+def progress_of(runs: list[Run]) -> Iterator[tuple[Run, int, int]]:
+    """(run, step, steps) of active runs, from their own records."""
+    for run in runs:
+        cost = records.read_note(run.directory).get("cost", {})
+        yield run, records.last_step(run.directory / "metrics.jsonl"), int(cost.get("steps", 0))

@@ -1,0 +1,131 @@
+"""Causal attention behind one function, with the implementation chosen by its measured cost.
+
+Shapes: B sequences, S positions, H query heads, K key heads (H a multiple of K), D head size.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+
+
+def rope_tables(length: int, head_dim: int, base: float, device: torch.device) -> Rope:
+    """Cosines and signed sines [S, 1, D] for half-split rotary embedding, in float32.
+
+    With x = (a, b) in halves, rotation is (a·cos − b·sin, b·cos + a·sin) = x·cos + roll(x, D/2)·(−sin, +sin).
+    """
+    exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    frequency = 1.0 / base**exponent  # not base**−exponent: rounds as the released code does, which long positions need
+    angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)  # [S, D/2]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1).unsqueeze(1), torch.cat([-sin, sin], -1).unsqueeze(1)
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary embedding of x [B, S, heads, D]."""
+    cos, signed_sin = (table.to(x.dtype) for table in rope)
+    return x * cos + torch.roll(x, x.shape[-1] // 2, -1) * signed_sin
+
+
+def attention_bias(length: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    """What is added to the scores: 0 where i may see j, −inf elsewhere; [S, S], or [B, S, S] with documents."""
+    visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if documents is not None:
+        visible = visible & (documents.unsqueeze(-1) == documents.unsqueeze(-2))
+    return torch.zeros(visible.shape, device=device).masked_fill_(~visible, float("-inf"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, backend: str) -> Tensor:
+    """Attention of q [B, S, H, D] over k, v [B, S, K, D]; returns [B, S, H, D].
+
+    `bias` is `attention_bias`'s; `causal` says that it holds no document mask: fused kernels then ignore it, None too.
+    """
+    return BACKENDS[backend](q, k, v, bias, causal)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool) -> Tensor:
+    batch, length, heads, dim = q.shape
+    if k.shape[2] != heads:
+        k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
+    q, k, v = (x.transpose(1, 2).reshape(batch * heads, length, dim) for x in (q, k, v))
+    bias = bias.expand(batch * heads, length, length) if bias.dim() == 2 else bias.repeat_interleave(heads, dim=0)
+    scores = torch.baddbmm(bias.to(q.dtype), q, k.transpose(1, 2), alpha=dim**-0.5)  # [B·H, S, S]
+    weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, q.dtype)).to(v.dtype)
+    return torch.bmm(weights, v).view(batch, heads, length, dim).transpose(1, 2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = None if causal else bias.unsqueeze(-3).to(q.dtype)  # [B, 1, S, S]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {"plain": _plain, "sdpa": _sdpa}
+
+
+@cache
+def fastest_backend(device: str, dtype: torch.dtype, length: int, head_dim: int, documents: bool) -> str:
+    """The backend whose forward + backward is cheapest here for this shape, measured once per machine.
+
+    The answer is kept on disk (`OURO_CACHE`), so that all runs of a machine, and a resumed run, use the same one.
+    """
+    machine = f"{torch.__version__} {device} {torch.get_float32_matmul_precision()} threads={torch.get_num_threads()}"
+    key = f"{machine} {dtype} S{length} D{head_dim} docs={documents}"
+    path = Path(os.environ.get("OURO_CACHE", Path.home() / ".cache" / "ouro_lab")) / "attention.json"
+    known = _read(path)
+    if key not in known:
+        costs = {name: _cost(name, torch.device(device), dtype, length, head_dim, documents) for name in BACKENDS}
+        known = {key: min(costs, key=lambda name: costs[name])} | _read(path)  # who wrote first is right
+        _write(path, known)
+    return known[key]
+
+
+def _cost(name: str, device: torch.device, dtype: torch.dtype, length: int, head_dim: int, documents: bool) -> float:
+    """Median seconds of forward + backward over enough sequences of four heads to fill about 2,000 tokens.
+
+    Works inside `no_grad` and `inference_mode` (a validation may come first) and leaves the global generator alone.
+    """
+    batch = max(1, 2048 // length)
+    shape = (batch, length, 4, head_dim)
+    generator = torch.Generator(device).manual_seed(0)
+    times = []
+    with torch.inference_mode(False), torch.enable_grad():
+        ids = torch.zeros(batch, length, dtype=torch.long, device=device) if documents else None
+        bias = attention_bias(length, ids, device)
+        q, k, v = (torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_() for _ in range(3))
+        for _ in range(7):
+            _synchronise(device)
+            start = time.perf_counter()
+            attend(q, k, v, bias, not documents, name).sum().backward()
+            _synchronise(device)
+            times.append(time.perf_counter() - start)
+    return sorted(times[2:])[2]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The entries of the cache file that can be used; none of a file that is missing or broken."""
+    try:
+        return {key: name for key, name in dict(json.loads(path.read_text())).items() if name in BACKENDS}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write(path: Path, known: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(known, indent=1, sort_keys=True))
+    beside.replace(path)

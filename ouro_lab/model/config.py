@@ -1,0 +1,72 @@
+"""The shape of a looped transformer."""
+
+from dataclasses import dataclass, fields
+
+ATTENTION_BACKENDS = ("auto", "plain", "sdpa")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One (layers, loops) shape; every baseline is another value of it, never another class.
+
+    Defaults follow the released Ouro where it fixes a ratio (feed-forward width 2.75 × width, eps 1e-6, init 0.02).
+
+    Raises:
+        ValueError: one line naming the field, its value and what would be valid.
+    """
+
+    vocab_size: int
+    layers: int
+    loops: int = 1
+    width: int = 64
+    heads: int = 4
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: width / heads
+    ffn_width: int | None = None  # None: 2.75 × width
+    tie_embeddings: bool = False
+    gate: bool = False
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "vocab_size", "layers", "loops", "width", "heads")
+        if self.head_dim is None:
+            _require(self.width % self.heads == 0, self, "heads", f"a divisor of width ({self.width})")
+            object.__setattr__(self, "head_dim", self.width // self.heads)
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if self.ffn_width is None:
+            object.__setattr__(self, "ffn_width", round(2.75 * self.width))
+        _require_counts(self, "head_dim", "kv_heads", "ffn_width")
+        _require(self.head_dim % 2 == 0, self, "head_dim", "an even integer (rotary pairs)")
+        _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads ({self.heads})")
+        _require(self.attention in ATTENTION_BACKENDS, self, "attention", f"one of {', '.join(ATTENTION_BACKENDS)}")
+        for name in ("rope_base", "norm_eps", "init_std"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float) and value > 0, self, name, "a number > 0")
+
+    @property
+    def effective_depth(self) -> int:
+        return self.layers * self.loops
+
+    @property
+    def shape(self) -> str:
+        """`L⊗T`, the paper's notation."""
+        return f"{self.layers}⊗{self.loops}"
+
+    def as_dict(self) -> dict[str, int | float | str | bool]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def _require_counts(config: ModelConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        _require(counts, config, name, "an integer ≥ 1")
+
+
+def _require(condition: bool, config: ModelConfig, name: str, valid: str) -> None:
+    if not condition:
+        raise ValueError(f"backbone.{name} = {getattr(config, name)!r}: must be {valid}")

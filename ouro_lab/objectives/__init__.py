@@ -1,0 +1,17 @@
+from ouro_lab.objectives.cross_entropy import IGNORE, token_cross_entropy
+from ouro_lab.objectives.exit import exit_distribution, log_prior, with_exit_probability
+from ouro_lab.objectives.losses import KLToPrior, LastLoop, MeanOverLoops, MixtureOfLogits, StageOne, expected_loss
+
+__all__ = [
+    "IGNORE",
+    "KLToPrior",
+    "LastLoop",
+    "MeanOverLoops",
+    "MixtureOfLogits",
+    "StageOne",
+    "exit_distribution",
+    "expected_loss",
+    "log_prior",
+    "token_cross_entropy",
+    "with_exit_probability",
+]

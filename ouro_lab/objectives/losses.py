@@ -1,0 +1,163 @@
+"""Objectives: pure functions from per-loop states and targets to a loss and named metrics.
+
+Every objective averages over valid targets (nats per token). `denominator` replaces their count where the caller knows
+better: with several ranks, the mean count over ranks, so that averaged gradients equal one process's.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ouro_lab.model.looped import LoopState
+from ouro_lab.objectives.cross_entropy import IGNORE, token_cross_entropy
+from ouro_lab.objectives.exit import log_prior, with_exit_probability
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+class _Mean:
+    """Means over the valid targets of one batch."""
+
+    def __init__(self, targets: Tensor, denominator: Tensor | None) -> None:
+        self.valid = targets != IGNORE
+        self.count = self.valid.sum().clamp_min(1) if denominator is None else denominator
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return (values * self.valid).sum() / self.count
+
+
+@dataclass(frozen=True)
+class LastLoop:
+    """Cross-entropy of the last loop: what a plain transformer trains, and the default of every arm."""
+
+    needs_gate: ClassVar[bool] = False
+
+    def supervised_loops(self, loops: int) -> int:
+        return 1
+
+    def __call__(
+        self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
+    ) -> Loss:
+        last = deque(states, maxlen=1).pop()  # lets go of the earlier states
+        return _Mean(targets, denominator)(token_cross_entropy(last.hidden, head_weight, targets)), {}
+
+
+@dataclass(frozen=True)
+class MeanOverLoops:
+    """The mean of all loops' cross-entropies: deep supervision without a gate."""
+
+    needs_gate: ClassVar[bool] = False
+
+    def supervised_loops(self, loops: int) -> int:
+        return loops
+
+    def __call__(
+        self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
+    ) -> Loss:
+        mean = _Mean(targets, denominator)
+        losses = [mean(token_cross_entropy(state.hidden, head_weight, targets)) for state in states]
+        return torch.stack(losses).mean(), _by_loop(losses)
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """Σ_t p_t·CE_t − β·H(p), per token; the last loop takes the remaining mass (paper §3.3, equation 4).
+
+    beta: weight of the entropy, a pure number as both terms are in nats; 0.1 in the paper's first stage, 0.05 after.
+    """
+
+    beta: float = 0.05
+    needs_gate: ClassVar[bool] = True
+
+    def supervised_loops(self, loops: int) -> int:
+        return loops
+
+    def __call__(
+        self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
+    ) -> Loss:
+        return expected_loss(states, head_weight, targets, self.beta, None, denominator)
+
+
+@dataclass(frozen=True)
+class KLToPrior:
+    """Σ_t p_t·CE_t + β·KL(p ‖ π), π uniform or geometric (paper Appendix A).
+
+    geometric: the prior's λ; None is the uniform prior, which is `StageOne` up to the constant β·log T.
+    truncation: `renormalise` or `tail`, see `log_prior`.
+    """
+
+    beta: float = 0.05
+    geometric: float | None = None
+    truncation: str = "renormalise"
+    needs_gate: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        log_prior(2, self.geometric, self.truncation)  # refuses bad values before anything runs
+
+    def supervised_loops(self, loops: int) -> int:
+        return loops
+
+    def __call__(
+        self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
+    ) -> Loss:
+        states = list(states)  # the prior needs T
+        prior = log_prior(len(states), self.geometric, self.truncation)
+        return expected_loss(states, head_weight, targets, self.beta, prior, denominator)
+
+
+@dataclass(frozen=True)
+class MixtureOfLogits:
+    """Cross-entropy of the p-weighted mean of all loops' logits, no entropy term: what the released `labels=` computes.
+
+    Not the paper's objective. The head is linear, so the mixed state is mixed once instead of T logit tensors.
+    """
+
+    needs_gate: ClassVar[bool] = True
+
+    def supervised_loops(self, loops: int) -> int:
+        return 1
+
+    def __call__(
+        self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
+    ) -> Loss:
+        mixed: Tensor | float = 0.0
+        depth: Tensor | float = 0.0
+        for loop, (state, log_p) in enumerate(with_exit_probability(states), start=1):
+            p = log_p.exp()
+            mixed = mixed + p.unsqueeze(-1).to(state.hidden.dtype) * state.hidden
+            depth = depth + loop * p.detach()
+        mean = _Mean(targets, denominator)
+        return mean(token_cross_entropy(mixed, head_weight, targets)), {"exit_loop_mean": mean(depth)}
+
+
+def expected_loss(
+    states: Iterable[LoopState],
+    head_weight: Tensor,
+    targets: Tensor,
+    beta: float,
+    prior: list[float] | None,
+    denominator: Tensor | None = None,
+) -> Loss:
+    """Σ_t p_t·(CE_t + β·(log p_t − log π_t)); without a prior, log π = 0 and the second term is −β·H(p)."""
+    mean = _Mean(targets, denominator)
+    task: Tensor | float = 0.0
+    pull: Tensor | float = 0.0
+    depth: Tensor | float = 0.0
+    by_loop = []
+    for loop, (state, log_p) in enumerate(with_exit_probability(states), start=1):
+        losses = token_cross_entropy(state.hidden, head_weight, targets)  # [B, S]
+        p = log_p.exp()
+        task = task + mean(p * losses)
+        pull = pull + mean(p * (log_p if prior is None else log_p - prior[loop - 1]))
+        depth = depth + mean(loop * p.detach())
+        by_loop.append(mean(losses))
+    metrics = {"expected_loss": task.detach(), "exit_loop_mean": depth, "exit_pull": pull.detach()} | _by_loop(by_loop)
+    return task + beta * pull, metrics
+
+
+def _by_loop(losses: list[Tensor]) -> dict[str, Tensor]:
+    return {f"loss_loop{loop}": loss.detach() for loop, loss in enumerate(losses, start=1)}

@@ -1,0 +1,209 @@
+"""The only entry of a run: compose → build → fit or evaluate → final metrics.
+
+    python -m ouro_lab.run study=p_hop arm=looped lr=2e-3 seed=0 [overrides]
+
+The same command again resumes from the last complete checkpoint, or says that the run is done.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ouro_lab import records
+from ouro_lab.config import ConfigError, build
+from ouro_lab.study import Run, Study
+
+EXIT_DIVERGED = 3
+NAMED = ("study", "arm", "lr", "seed")
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 done (or done before), 1 failed, 2 bad input, 3 diverged."""
+    try:
+        run = find(arguments)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        return execute(run)
+    except (ConfigError, ValueError, FileNotFoundError) as error:
+        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr, flush=True)
+        return 2
+
+
+def find(arguments: list[str]) -> Run:
+    """The run that the arguments name; what is not study, arm, lr or seed is an override."""
+    given = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in NAMED and "=" in argument)
+    for name in ("study", "arm"):
+        if name not in given:
+            raise ConfigError(f"{name}: missing; usage: python -m ouro_lab.run study=… arm=… [lr=…] [seed=…] [overrides]")
+    study = Study(given["study"], [argument for argument in arguments if argument.split("=", 1)[0] not in NAMED])
+    if given["arm"] not in study.definition.arms:
+        study.run(given["arm"], 1.0, 0)  # raises, naming the valid arms
+    lr = _number("lr", given["lr"]) if "lr" in given else _known_rate(study, given["arm"])
+    return study.run(given["arm"], lr, int(_number("seed", given.get("seed", "0"))))
+
+
+def execute(run: Run) -> int:
+    """Trains or evaluates one run in its directory, under its lock."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a rank that the strategy started: rank 0 keeps the records
+        return _work(run)
+    with records.run_lock(run.directory) as free:
+        if not free:
+            print(f"{run.id}: is running already", flush=True)
+            return 0
+        state = records.read_state(run.directory)
+        if state and state["state"] in ("done", "diverged"):
+            print(f"{run.id}: {state['state']} before", flush=True)
+            return 0
+        records.begin(run.directory, run.identity() | {"overrides": list(run.overrides)}, run.config)
+        try:
+            code = _work(run)
+        except BaseException as error:
+            records.finish(run.directory, "failed", _reason(error))
+            raise
+        return code
+
+
+def _work(run: Run) -> int:
+    from ouro_lab.training.module import Diverged
+
+    start = time.perf_counter()
+    session = Session(run)
+    try:
+        metrics = session.train_and_test()
+    except Diverged as error:
+        metrics, code, state = {}, EXIT_DIVERGED, "diverged"
+        print(f"{run.id}: diverged: {error}", flush=True)
+        reason = str(error)
+    else:
+        code, state, reason = 0, "done", ""
+    if session.trainer.is_global_zero:
+        seconds = records.read_seconds(run.directory) + time.perf_counter() - start
+        records.write_final(run.directory, metrics, seconds, session.trainer.global_step, session.cost)
+        records.finish(run.directory, state, reason)
+    return code
+
+
+class Session:
+    """What one run builds from its config, in order: data, objective, backbone, cost, budget, trainer."""
+
+    def __init__(self, run: Run) -> None:
+        from ouro_lab.assembly import assemble
+
+        self.run = run
+        self.config: DictConfig = OmegaConf.create(run.config)
+        parts = assemble(self.config)
+        self.data, self.cost, self.steps = parts.data, parts.cost, parts.steps
+        records.note(run.directory, {"cost": parts.cost, **facts(parts, self.config)})
+        self.log = records.MetricsLog(run.directory / "metrics.jsonl")
+        self.module = self._module(parts)
+        self.trainer = self._trainer()
+
+    def train_and_test(self) -> dict[str, float]:
+        """Fits from the last complete checkpoint, then tests; returns the final metrics."""
+        from ouro_lab.training.checkpoint import newest, step_of
+
+        if self.config.do == "fit":
+            last = newest(self.run.directory / "checkpoints")
+            self.log.cut(step_of(last) if last else 0)
+            if last:
+                print(f"resumes at step {step_of(last)} of {self.steps}", flush=True)
+            if not last or step_of(last) < self.steps:
+                self.trainer.fit(self.module, self.data, ckpt_path=last, weights_only=True)
+                self._validate_the_end()
+            else:
+                self._load(last)
+        self.trainer.test(self.module, self.data, verbose=False)
+        return self._final()
+
+    def _validate_the_end(self) -> None:
+        """The last step is validated and kept, also where it is no multiple of `val_every`."""
+        if not (self.run.directory / "checkpoints" / f"step={self.steps:08d}.ckpt").exists():
+            self.trainer.validate(self.module, self.data, verbose=False)
+            self.trainer.save_checkpoint(self.run.directory / "checkpoints" / f"step={self.steps:08d}.ckpt")
+
+    def _final(self) -> dict[str, float]:
+        final = {f"final/{name}": value for name, value in self.module.evaluated.items()}
+        validated = [row for row in records.read_metrics(self.run.directory / "metrics.jsonl") if "val/loss" in row]
+        if validated:
+            final |= {f"final/{name}": value for name, value in validated[-1].items() if name.startswith("val/")}
+        return final
+
+    def _module(self, parts: Any) -> Any:
+        from ouro_lab.training.module import LoopedModule
+
+        initialise(parts.backbone, self.config.seed)
+        optim = build(self.config.optim, "optim")
+        module = LoopedModule(parts.backbone, parts.objective, optim, self.data.metrics(parts.backbone.loops), self.steps)
+        if self.config.init_from is not None:
+            self._load(source(self.config.init_from), module)
+        return module
+
+    def _trainer(self) -> Any:
+        from ouro_lab.training.callbacks import Progress, Recorder
+
+        node = self.config.trainer
+        tokens = self.data.batch_size * self.data.length
+        recorder = Recorder(self.log, node.get("log_every", 25), tokens, self.cost["flops_per_token"])
+        callbacks = [recorder, Progress()]
+        return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks)
+
+    def _load(self, path: Path, module: Any = None) -> None:
+        from ouro_lab.training.checkpoint import load
+
+        target = module or self.module
+        weights = {k: v for k, v in load(path)["state_dict"].items() if k.startswith("backbone.")}
+        target.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items()})
+
+
+def facts(parts: Any, config: DictConfig) -> dict[str, Any]:
+    """What record.json says of the run's parts, values left at their defaults included."""
+    backbone = getattr(parts.backbone, "config", None)
+    return {
+        "backbone": backbone.as_dict() if backbone is not None else {"class": type(parts.backbone).__name__},
+        "data": {name: getattr(parts.data, name) for name in ("vocab_size", "length", "batch_size")},
+        "trainer": {"precision": config.trainer.get("precision", "32-true")},
+    }
+
+
+def initialise(backbone: torch.nn.Module, seed: int) -> None:
+    """Weights as a function of (seed, parameter name); a backbone of one's own may keep its torch defaults."""
+    if hasattr(backbone, "initialise"):
+        backbone.initialise(seed)
+
+
+def source(init_from: str) -> Path:
+    """A checkpoint's path, or the newest checkpoint of the run `study/id`."""
+    from ouro_lab.training.checkpoint import newest
+
+    path = Path(init_from)
+    folder = records.runs_root() / init_from / "checkpoints"
+    found = path if path.is_file() else newest(folder) if folder.is_dir() else None
+    if found is None:
+        raise ConfigError(f"init_from = {init_from}: neither a checkpoint file nor a run under {records.runs_root()}")
+    return found
+
+
+def _known_rate(study: Study, arm: str) -> float:
+    rate = study.rate(arm)
+    if rate is None:
+        raise ConfigError(f"lr: missing, and the sweep of arm {arm} is unfinished; give lr=…")
+    return rate.lr
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{name} = {text}: must be a number") from None
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,283 @@
+"""A study: a question, arms, contrasts, seeds and a learning-rate block, and the runs that they make.
+
+`expand()` alone makes arms × learning rates × seeds into runs. Everything else (what is left to do, what is stale, the
+report) follows from that list and from what lies in the run directories.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ouro_lab import records
+from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain
+from ouro_lab.rates import Rate, RateBlock, Sweep
+
+RESULTS = ROOT / "experiments" / "results"
+ATTEMPTS = 3  # a failed run is retried at most twice
+
+# What says where and how a run executes, not what it computes.
+OUTSIDE_HASH = ("launcher", "tracking", "study")
+OUTSIDE_HASH_TRAINER = ("devices", "num_nodes", "strategy")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An arm against a reference arm: what is held equal within `limit`, on which metric, by which rule.
+
+    rule: `superiority` (better by more than `bound`), `equivalence` (within ±`bound`), `estimate` (no claim).
+    """
+
+    arm: str
+    reference: str
+    metric: str
+    equal: tuple[str, ...] = ("tokens",)
+    limit: float = 0.02
+    bound: float = 0.0
+    rule: str = "superiority"
+    primary: bool = False
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named list of config overrides, with the value it must reach if the study states one."""
+
+    overrides: tuple[str, ...]
+    target: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The `study` block of a study's file."""
+
+    question: str
+    arms: dict[str, Arm]
+    hypothesis: str = ""
+    claim: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    lr: RateBlock | None = None
+    contrasts: dict[str, Contrast] = field(default_factory=dict)
+    positive_control: dict[str, Any] | None = None
+    scope: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None  # A/A: {arm, metric, size}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm × learning rate × seed."""
+
+    study: str
+    arm: str
+    lr: float
+    seed: int
+    phase: str  # main, or lr for a run of the learning-rate block
+    overrides: tuple[str, ...]
+    config: dict[str, Any]
+
+    @cached_property
+    def hash(self) -> str:
+        return config_hash(self.config)
+
+    @property
+    def id(self) -> str:
+        return f"{self.arm}-{self.lr:g}-{self.seed}-{self.hash}"
+
+    @property
+    def directory(self) -> Path:
+        return records.runs_root() / self.study / self.id
+
+    @property
+    def command(self) -> list[str]:
+        """Arguments after `python -m ouro_lab.run`."""
+        return [f"study={self.study}", f"arm={self.arm}", f"lr={self.lr:g}", f"seed={self.seed}", *self.overrides]
+
+    @property
+    def state(self) -> str:
+        """done, diverged, failed (no attempt left), running, or to do."""
+        state = records.read_state(self.directory)
+        if state is None:
+            return "to do"
+        if state["state"] in ("done", "diverged"):
+            return state["state"]
+        if records.is_running(self.directory):
+            return "running"
+        return "failed" if state["state"] == "failed" and state["attempts"] >= ATTEMPTS else "to do"
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("done", "diverged", "failed")
+
+    def identity(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("id", "study", "arm", "lr", "seed", "hash", "phase")}
+
+
+class Study:
+    """One file of experiments/, with overrides.
+
+    Raises:
+        ConfigError: unknown file or key, bad value, or an override of a key that an arm sets.
+    """
+
+    def __init__(self, name: str, overrides: Sequence[str] = ()) -> None:
+        self.name = name
+        self.overrides = tuple(overrides)
+        self._made: dict[tuple[str, float, int, str], Run] = {}
+        self.config = compose_config(name, overrides)
+        if not isinstance(self.config.get("study"), DictConfig):
+            raise ConfigError(f"study {name}: experiments/{name}.yaml has no `study` block")
+        self.definition = parse(name, plain(self.config.study))
+        self._refuse_arm_keys()
+
+    @cached_property
+    def arm_configs(self) -> dict[str, DictConfig]:
+        """Each arm's composed config, learning rate and seed not yet set."""
+        return {name: self._compose(name, arm) for name, arm in self.definition.arms.items()}
+
+    @cached_property
+    def hash(self) -> str:
+        """Of everything that the verdict depends on: arms, seeds, contrasts, rules, budgets; no results."""
+        arms = {name: config_of(cfg) for name, cfg in self.arm_configs.items()}
+        return _digest({"arms": arms, "study": plain(self.config.study)})
+
+    def expand(self) -> list[Run]:
+        """All runs that the study yields today; those of an arm's seeds once its learning rate is known."""
+        runs: dict[str, Run] = {}
+        for arm in self.definition.arms:
+            if self.definition.lr is not None and self.definition.lr.grid:
+                for lr in self.sweep(arm).grid:
+                    for seed in self.definition.lr.seeds:
+                        run = self.run(arm, lr, seed, "lr")
+                        runs.setdefault(run.id, run)
+            rate = self.rate(arm)
+            for seed in self.definition.seeds if rate else ():
+                run = self.run(arm, rate.lr, seed, "main")
+                runs[run.id] = run
+        return list(runs.values())
+
+    def todo(self) -> list[Run]:
+        """What may run now: neither finished nor running."""
+        return [run for run in self.expand() if run.state == "to do"]
+
+    def run(self, arm: str, lr: float, seed: int, phase: str = "main") -> Run:
+        if arm not in self.definition.arms:
+            raise ConfigError(f"arm = {arm}: not an arm of {self.name}; {nearest(arm, self.definition.arms)}")
+        key = (arm, lr, seed, phase)
+        if key not in self._made:  # asked for twice a second while the study runs
+            config = self.arm_configs[arm].copy()
+            OmegaConf.update(config, "optim.lr", lr)
+            OmegaConf.update(config, "seed", seed)
+            self._made[key] = Run(self.name, arm, lr, seed, phase, self.overrides, config_of(config))
+        return self._made[key]
+
+    def sweep(self, arm: str) -> Sweep:
+        """The learning-rate sweep of an arm as far as its runs have come."""
+        return self.definition.lr.sweep(lambda lr, seed: self.run(arm, lr, seed, "lr").directory)
+
+    def rate(self, arm: str) -> Rate | None:
+        """The learning rate of an arm's seeds; None while its sweep is unfinished."""
+        block, default = self.definition.lr, float(self.arm_configs[arm].optim.lr)
+        if block is None:
+            return Rate(default, False, "learning rate set, not swept")
+        if block.grid:
+            return self.sweep(arm).rate()
+        return block.borrow(arm, self.rate_hash(arm))
+
+    def rate_hash(self, arm: str) -> str:
+        """Of what a learning rate was chosen for: the arm's config less rate, seed and evaluation sizes."""
+        config = json.loads(json.dumps(config_of(self.arm_configs[arm])))
+        config.pop("seed")
+        config["optim"].pop("lr")
+        config["data"] = {k: v for k, v in config["data"].items() if k not in ("seed", "val_size", "test_size")}
+        return _digest(config)
+
+    def stale(self) -> list[str]:
+        """Run directories that the study does not yield today."""
+        folder = records.runs_root() / self.name
+        known = {run.id for run in self.expand()}
+        found = [path.parent.name for path in folder.glob("*/run.json")] if folder.is_dir() else []
+        return sorted(set(found) - known)
+
+    def _compose(self, name: str, arm: Arm) -> DictConfig:
+        cfg = compose_config(self.name, [*arm.overrides, *self.overrides])
+        given = [key for key, value in cfg.budget.items() if value is not None]
+        if len(given) != 1:
+            raise ConfigError(f"{self.name}: {name}: budget: give exactly one of steps, tokens, flops (given: {given})")
+        return cfg
+
+    def _refuse_arm_keys(self) -> None:
+        for override in self.overrides:
+            key = override.lstrip("+~").split("=")[0]
+            if key == "optim.lr" and self.definition.lr is not None:
+                raise ConfigError(f"override {override}: the rate is set by study.lr; override that")
+            for name, arm in self.definition.arms.items():
+                for set_by_arm in arm.overrides:
+                    theirs = set_by_arm.lstrip("+~").split("=")[0]
+                    if key == theirs or theirs.startswith(f"{key}."):
+                        raise ConfigError(f"override {override}: {theirs} is set by arm {name}; change the arm instead")
+
+
+def config_of(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config of a run, as plain containers, without the study's own block."""
+    return {key: value for key, value in plain(cfg).items() if key != "study"}
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    kept = {key: value for key, value in config.items() if key not in OUTSIDE_HASH}
+    kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in OUTSIDE_HASH_TRAINER}
+    return _digest(kept)
+
+
+def parse(name: str, block: dict[str, Any]) -> Definition:
+    """The `study` block as dataclasses; unknown keys and bad references are errors that name them."""
+    block = dict(block)
+    arms = {key: _arm(f"study.arms.{key}", value) for key, value in (block.pop("arms", None) or {}).items()}
+    if not arms:
+        raise ConfigError(f"study {name}: study.arms is empty: name at least one arm")
+    contrasts = {
+        key: _make(Contrast, f"study.contrasts.{key}", value) for key, value in (block.pop("contrasts", None) or {}).items()
+    }
+    rates = block.pop("lr", None)
+    lr = _make(RateBlock, "study.lr", {"source" if key == "from" else key: v for key, v in rates.items()}) if rates else None
+    definition = _make(Definition, "study", {**block, "arms": arms, "contrasts": contrasts, "lr": lr})
+    _check_contrasts(definition)
+    return definition
+
+
+def _check_contrasts(definition: Definition) -> None:
+    for key, contrast in definition.contrasts.items():
+        for role in ("arm", "reference"):
+            arm = getattr(contrast, role)
+            if arm not in definition.arms:
+                raise ConfigError(f"study.contrasts.{key}.{role} = {arm}: not an arm; {nearest(arm, definition.arms)}")
+        if contrast.rule not in ("superiority", "equivalence", "estimate"):
+            valid = "superiority, equivalence, estimate"
+            raise ConfigError(f"study.contrasts.{key}.rule = {contrast.rule}: valid: {valid}")
+    if definition.contrasts and sum(contrast.primary for contrast in definition.contrasts.values()) != 1:
+        raise ConfigError("study.contrasts: exactly one must be primary")
+
+
+def _arm(path: str, value: Any) -> Arm:
+    return Arm(tuple(value)) if isinstance(value, list) else _make(Arm, path, value)
+
+
+def _make(kind: type, path: str, values: dict[str, Any]) -> Any:
+    valid = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in valid:
+            raise ConfigError(f"{path}.{key}: unknown key; {nearest(key, valid)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

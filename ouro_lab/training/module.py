@@ -1,0 +1,143 @@
+"""The LightningModule: a backbone, an objective and an optimiser. It knows no study and no task."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from ouro_lab.objectives import IGNORE, token_cross_entropy, with_exit_probability
+from ouro_lab.training.optim import AdamW
+
+Batch = Mapping[str, Tensor]
+Metrics = dict[str, float]
+
+
+class Objective(Protocol):
+    needs_gate: bool
+
+    def supervised_loops(self, loops: int) -> int: ...
+
+    def __call__(
+        self, states: Iterator, head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Diverged(Exception):
+    """Training met a non-finite loss or gradient: a datum, not a failure."""
+
+
+class Averages:
+    """Sums of scalars kept on the device between two logging points, so that no step waits for the host."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().float()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def drain(self) -> Metrics:
+        """Means since the last drain; the one place that reads the device."""
+        names = list(self.sums)
+        values = torch.stack([self.sums[name] / self.counts[name] for name in names]).tolist() if names else []
+        self.sums.clear()
+        self.counts.clear()
+        return dict(zip(names, values, strict=True))
+
+
+class LoopedModule(L.LightningModule):
+    """Trains any backbone of docs/design.md's contract with any objective.
+
+    metrics: makes the torchmetrics metric of one evaluation; updated with (batch, token losses [T, B, S], correct
+    [T, B, S]). steps: optimiser steps of the whole run, which the schedule needs.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, objective: Objective, optim: AdamW, metrics: nn.Module, steps: int
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+        self.optim = optim
+        self.steps = steps
+        self.averages = Averages()
+        self.evaluation = metrics
+        self.exit_loop = MeanMetric()
+        self.evaluated: Metrics = {}  # the last validation's or test's values
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        states = self.backbone.loop_states(batch["tokens"], batch.get("documents"))
+        loss, metrics = self.objective(states, self.backbone.head_weight, batch["targets"], self._denominator(batch))
+        self.averages.add("train/loss", loss)
+        for name, value in metrics.items():
+            self.averages.add(f"train/{name}", value)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses, correct = [], []
+        depth: Tensor | float = 0.0
+        states = self.backbone.loop_states(batch["tokens"], batch.get("documents"))
+        gated = self.objective.needs_gate
+        for loop, (state, log_p) in enumerate(_with_depth(states, gated), start=1):
+            loss, hit = self._read_out(state.hidden, batch["targets"])
+            losses.append(loss)
+            correct.append(hit)
+            depth = depth + loop * log_p.exp() if gated else depth
+        self.evaluation.update(batch, torch.stack(losses), torch.stack(correct))
+        if gated:
+            valid = batch["targets"] != IGNORE
+            self.exit_loop.update(depth[valid])
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self.evaluated = {name: float(value) for name, value in self.evaluation.compute().items()}
+        self.evaluation.reset()
+        if self.objective.needs_gate:
+            self.evaluated["exit_loop_mean"] = float(self.exit_loop.compute())
+            self.exit_loop.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimiser, scheduler = self.optim.build(self, self.steps)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's clip, with the norm and the clipped fraction kept."""
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.averages.add("optim/grad_norm", norm)
+        self.averages.add("optim/clipped_fraction", norm > limit)
+
+    def _read_out(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Token losses [B, S] and whether the most likely token is the target [B, S]."""
+        weight = self.backbone.head_weight
+        loss = token_cross_entropy(hidden, weight, targets)
+        rows = max(128, (1 << 22) // weight.shape[0])
+        chunks = hidden.reshape(-1, hidden.shape[-1]).split(rows)
+        best = torch.cat([nn.functional.linear(chunk, weight).argmax(-1) for chunk in chunks])
+        return loss, best.view(targets.shape) == targets
+
+    def _denominator(self, batch: Batch) -> Tensor | None:
+        """The mean count of targets over ranks, so that averaged gradients are those of the global batch."""
+        if self.trainer.world_size == 1:
+            return None
+        count = (batch["targets"] != IGNORE).sum().float()
+        return self.trainer.strategy.reduce(count, reduce_op="mean").clamp_min(1)
+
+
+def _with_depth(states: Iterator, gated: bool) -> Iterator:
+    return with_exit_probability(states) if gated else ((state, None) for state in states)

@@ -1,0 +1,64 @@
+"""Lightning's Trainer with this project's checkpoints and files. Parallelism, precision, clipping are Lightning's."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from ouro_lab.training.checkpoint import AtomicCheckpointIO
+
+
+def build(
+    *,
+    accelerator: str = "cpu",
+    devices: int = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "32-true",
+    accumulate: int = 1,
+    clip: float | None = 1.0,
+    val_every: int = 250,
+    log_every: int = 25,
+    run_dir: Path,
+    steps: int,
+    callbacks: list[Callback],
+) -> L.Trainer:
+    """A trainer for `steps` optimiser steps that validates and checkpoints every `val_every` of them, two kept.
+
+    accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
+    clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
+    """
+    for name, value in {"accumulate": accumulate, "val_every": val_every, "log_every": log_every}.items():
+        if value < 1:
+            raise ValueError(f"trainer.{name} = {value!r}: must be an integer ≥ 1")
+    checkpoints = ModelCheckpoint(
+        dirpath=run_dir / "checkpoints",
+        filename="step={step:08d}",
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=2,
+        every_n_epochs=1,
+        save_on_train_epoch_end=False,  # after each validation, whose row the checkpoint then covers
+    )
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        max_steps=steps,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        val_check_interval=min(val_every, steps) * accumulate,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, checkpoints],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the datamodule slices the global batch itself
+        default_root_dir=run_dir,
+    )

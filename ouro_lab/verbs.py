@@ -1,0 +1,215 @@
+"""The verbs of a study: run, list, status, evidence."""
+
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ouro_lab import records, tracking
+from ouro_lab.assembly import Parts
+from ouro_lab.check import check, match_table, register, save
+from ouro_lab.compute.hardware import measured_cpu_rate
+from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
+from ouro_lab.launch import progress_of
+from ouro_lab.study import RESULTS, Run, Study
+from ouro_lab.training.callbacks import clock
+
+EFFICIENCY = 0.4  # of GEMM peak that a small model's step reaches on a CPU core (docs/log.md)
+PUSH_SECONDS = 30.0
+
+
+def run(name: str, overrides: Sequence[str] = ()) -> int:
+    """Check, prepare, execute what is left, report; always report, also after failures."""
+    study = Study(name, overrides)
+    with records.run_lock(records.runs_root() / name) as free:
+        if not free:
+            raise ConfigError(f"study {name}: another process is running it; make status NAME={name}")
+        parts = check(study)
+        print(f"{name}: {study.definition.question}\n\n{match_table(study, parts)}\n", flush=True)
+        store = prepare(study)
+        register(study)
+        save(study, parts)
+        watch = Watch(study, parts, store)
+        launcher = build(study.config.launcher, "launcher")
+        try:
+            launcher.execute(study.todo, study.expand, watch)
+        finally:
+            watch.end()
+            save(study, parts)
+            _report(study, store)
+    failed = [run.id for run in study.expand() if run.state == "failed"]
+    for run_id in failed:
+        reason = (records.read_state(records.runs_root() / name / run_id) or {}).get("reason", "")
+        print(f"failed: {run_id}: {reason}")
+    return 1 if failed else 0
+
+
+def prepare(study: Study) -> Any:
+    """Data caches and the tracking store, made once before any run needs them."""
+    done = []
+    for config in study.arm_configs.values():
+        if config.data not in done:
+            done.append(config.data)
+            build(config.data, "data").prepare_data()
+    store = build(study.config.tracking, "tracking")
+    store.prepare()
+    return store
+
+
+class Watch:
+    """Shows how far the study is and sends finished rows to the tracking store."""
+
+    def __init__(self, study: Study, parts: dict[str, Parts], store: Any) -> None:
+        self.study, self.store = study, store
+        self.flops = {name: part.cost["training_flops"] for name, part in parts.items()}
+        self.began, self.first = time.monotonic(), self._work_done([])
+        self.pushed_at, self.shown_at = 0.0, 0.0
+        self.pushed: set[str] = set()
+
+    def __call__(self, active: list[Run]) -> None:
+        now = time.monotonic()
+        if now - self.shown_at >= 15:
+            self.shown_at = now
+            print(self.line(active), flush=True)
+        if now - self.pushed_at >= PUSH_SECONDS:
+            self.pushed_at = now
+            self._push(active)
+
+    def end(self) -> None:
+        self._push([])
+        print(self.line([]), flush=True)
+
+    def line(self, active: list[Run]) -> str:
+        """`p_hop 4/9 done · looped-0.002-1 1250/2000 · 5 min 20 s left`."""
+        runs = self.study.expand()
+        counts = Counter(run.state for run in runs)
+        finished = counts["done"] + counts["diverged"] + counts["failed"]
+        parts = [f"{self.study.name} {finished}/{len(runs)} runs finished"]
+        parts += [f"{counts[state]} {state}" for state in ("diverged", "failed") if counts[state]]
+        parts += [f"{run.arm} {run.lr:g} seed {run.seed}: {step}/{steps}" for run, step, steps in progress_of(active)]
+        left = self._seconds_left(runs, active)
+        return " · ".join(parts + ([f"{clock(left)} left"] if left is not None and active else []))
+
+    def _seconds_left(self, runs: list[Run], active: list[Run]) -> float | None:
+        done = self._work_done(active)
+        seconds = time.monotonic() - self.began
+        total = sum(self.flops[run.arm] for run in runs)
+        return (total - done) * seconds / (done - self.first) if done > self.first and seconds > 5 else None
+
+    def _work_done(self, active: list[Run]) -> float:
+        done = sum(self.flops[run.arm] for run in self.study.expand() if run.finished)
+        return done + sum(self.flops[run.arm] * step / max(steps, 1) for run, step, steps in progress_of(active))
+
+    def _push(self, active: list[Run]) -> None:
+        for run in self.study.expand():
+            final = run.finished and run.id not in self.pushed
+            if not (final or run in active):
+                continue
+            if not tracking.push(run.directory, self.store):
+                return  # the store is down: each further try would cost its time-out
+            if final:
+                self.pushed.add(run.id)
+
+
+def list_studies() -> int:
+    """Every study: question, claim, estimated core-minutes here, state."""
+    rate = measured_cpu_rate() * EFFICIENCY
+    for name in study_names():
+        study = Study(name)
+        try:
+            minutes = f"{_core_minutes(study, check(study), rate):.0f} core-minutes"
+            counts = Counter(run.state for run in study.expand())
+            state = ", ".join(f"{count} {what}" for what, count in counts.items())
+        except (ConfigError, ValueError) as error:
+            minutes, state = "?", str(error)
+        evidence = " · evidence committed" if (RESULTS / name / "evidence.json").exists() else ""
+        claim = ", ".join(study.definition.claim) or "none"
+        print(f"{name}\n  {study.definition.question}\n  claim {claim} · {minutes} here · {state}{evidence}\n")
+    return 0
+
+
+def status(name: str, overrides: Sequence[str] = ()) -> int:
+    """done / running / diverged / failed / to do / stale, and the time left."""
+    study = Study(name, overrides)
+    parts = check(study)
+    runs = study.expand()
+    counts = Counter(run.state for run in runs)
+    for run in runs:
+        step = records.last_step(run.directory / "metrics.jsonl")
+        reason = (records.read_state(run.directory) or {}).get("reason") or ""
+        print(f"  {run.state:9s} {run.id:48s} step {step}/{parts[run.arm].cost['steps']}  {reason}")
+    for stale in study.stale():
+        print(f"  stale     {stale}")
+    waiting = [run for run in runs if run.state in ("to do", "running")]
+    left = _runs_seconds(waiting, parts, measured_cpu_rate() * EFFICIENCY)
+    room = build(study.config.launcher, "launcher").room(study.config.trainer.get("accelerator", "cpu"), 1)
+    summary = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "diverged", "failed", "to do"))
+    print(f"{name}: {summary}, {len(study.stale())} stale; about {clock(left / room)} left here")
+    return 0
+
+
+def evidence(name: str) -> int:
+    """Exports a finished study to experiments/results/; the tree must be clean, so that the commit says what ran."""
+    from analysis import report, runs
+
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    if dirty.strip():
+        raise ConfigError(f"evidence {name}: the tree is not clean ({dirty.splitlines()[0].strip()}); commit first")
+    study = Study(name)
+    unfinished = [run.id for run in study.expand() if not run.finished]
+    if unfinished or not study.expand():
+        raise ConfigError(f"evidence {name}: {len(unfinished)} runs unfinished; make experiment NAME={name}")
+    content = save(study, check(study))
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    result = runs.load(name)
+    runs.export(result, folder)
+    for file in ("study.json", "study.yaml"):
+        shutil.copyfile(records.runs_root() / name / file, folder / file)
+    shutil.copyfile(EXPERIMENTS / f"{name}.yaml", folder / "experiment.yaml")
+    records.write_json(folder / "evidence.json", _provenance(study, content))
+    report.write(result, folder)
+    print(f"{name}: evidence in {folder.relative_to(ROOT)}; commit it")
+    return 0
+
+
+def _provenance(study: Study, content: dict[str, Any]) -> dict[str, Any]:
+    notes = [records.read_note(run.directory) for run in study.expand()]
+    commits = sorted({note["git"]["commit"] for note in notes if note.get("git")})
+    dirty = any(note.get("git", {}).get("dirty") for note in notes)
+    exported = records.provenance()
+    return {"command": content["command"], "hash": study.hash, "run_commits": commits, "run_trees_dirty": dirty, **exported}
+
+
+def _report(study: Study, store: Any) -> None:
+    from analysis import report, runs
+
+    result = runs.load(study.name)
+    folder = records.runs_root() / study.name / "report"
+    page = report.write(result, folder)
+    report.print_summary(result)
+    print(f"report: {page}")
+    tracking.push_report(study.name, folder, store)
+
+
+def _core_minutes(study: Study, parts: dict[str, Parts], rate: float) -> float:
+    seeds = len(study.definition.seeds)
+    if study.definition.lr is not None and study.definition.lr.grid:
+        seeds += len(study.definition.lr.grid) * len(study.definition.lr.seeds)
+    return sum(part.cost["training_flops"] for part in parts.values()) * seeds / rate / 60
+
+
+def _runs_seconds(runs: list[Run], parts: dict[str, Parts], rate: float) -> float:
+    """Core-seconds, from the runs' own measured step time where they have one."""
+    total = 0.0
+    for run in runs:
+        cost = parts[run.arm].cost
+        rows = [row for row in records.read_metrics(run.directory / "metrics.jsonl") if "perf/step_seconds" in row]
+        step = rows[-1]["perf/step_seconds"] if rows else cost["training_flops"] / cost["steps"] / rate
+        total += step * (cost["steps"] - records.last_step(run.directory / "metrics.jsonl"))
+    return total
+
+
+__all__ = ["evidence", "list_studies", "run", "status", "study_names"]

@@ -1,0 +1,167 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ouro_lab.objectives import IGNORE, cross_entropy, token_cross_entropy
+
+ROWS, VOCABULARY, WIDTH = 13, 17, 5
+
+
+def given(dtype: torch.dtype = torch.float64, rows: int = ROWS) -> tuple[Tensor, Tensor, Tensor]:
+    targets = torch.randint(VOCABULARY, (rows,))
+    targets[::4] = IGNORE
+    hidden, weight = torch.randn(rows, WIDTH, dtype=dtype), torch.randn(VOCABULARY, WIDTH, dtype=dtype)
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="none")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, ROWS - 1, ROWS, 100, None])
+def test_every_chunk_size_is_f_cross_entropy(chunk: int | None) -> None:
+    hidden, weight, targets = given()
+    probe = torch.randn(ROWS, dtype=torch.float64)
+    got, want = token_cross_entropy(hidden, weight, targets, chunk), reference(hidden, weight, targets)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((x * probe).sum(), (hidden, weight)) for x in (got, want)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [3, 6])
+def test_gradcheck(chunk: int) -> None:
+    hidden, weight, targets = given(rows=6)
+    assert torch.autograd.gradcheck(lambda h, w: token_cross_entropy(h, w, targets, chunk), (hidden, weight))
+
+
+def test_shapes_and_ignored_targets() -> None:
+    hidden, weight, targets = given(rows=12)
+    losses = token_cross_entropy(hidden.view(3, 4, WIDTH), weight, targets.view(3, 4), 5)
+    assert losses.shape == (3, 4)
+    ignored = targets == IGNORE
+    assert (losses.flatten()[ignored] == 0).all()
+    assert (losses.flatten()[~ignored] > 0).all()
+    losses.sum().backward()
+    assert (hidden.grad[ignored] == 0).all()
+    assert (hidden.grad[~ignored] != 0).any(-1).all()
+    only = torch.autograd.grad(reference(hidden[~ignored], weight, targets[~ignored]).sum(), weight)[0]
+    torch.testing.assert_close(weight.grad, only, rtol=0, atol=1e-12)
+
+
+def test_all_ignored_is_zero_with_zero_gradient() -> None:
+    hidden, weight, targets = given()
+    token_cross_entropy(hidden, weight, torch.full_like(targets, IGNORE)).sum().backward()
+    assert (hidden.grad == 0).all()
+    assert (weight.grad == 0).all()
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation makes while it is on."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else [out]
+        self.elements = max([self.elements, *(each.numel() for each in made if isinstance(each, Tensor))])
+        return out
+
+
+def largest(rows: int, vocabulary: int, chunk: int | None) -> int:
+    hidden = torch.randn(rows, 4, requires_grad=True)
+    weight = torch.randn(vocabulary, 4, requires_grad=True)
+    with Largest() as mode:
+        token_cross_entropy(hidden, weight, torch.randint(vocabulary, (rows,)), chunk).sum().backward()
+    return mode.elements
+
+
+def test_full_logits_never_exist_forward_or_backward() -> None:
+    assert largest(rows=64, vocabulary=50, chunk=16) == 16 * 50
+    assert largest(rows=64, vocabulary=50, chunk=64) == 64 * 50  # so the measure does see logits
+
+
+def test_the_default_chunk_bounds_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 200 * 50)
+    assert largest(rows=450, vocabulary=50, chunk=None) == 200 * 50
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 1)
+    assert largest(rows=450, vocabulary=50, chunk=None) == 128 * 50  # never thinner than 128 rows
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_autocast_stays_near_float32_and_returns_it(dtype: torch.dtype, tolerance: float) -> None:
+    hidden, weight, targets = given(torch.float32, rows=64)
+    want = token_cross_entropy(hidden, weight, targets)
+    wanted = torch.autograd.grad(want.sum(), (hidden, weight))
+    with torch.autocast("cpu", dtype=dtype):
+        got = token_cross_entropy(hidden, weight, targets, 10)
+    gradients = torch.autograd.grad(got.sum(), (hidden, weight))
+    assert got.dtype == torch.float32
+    assert not torch.equal(got, want)
+    for a, b in zip((got, *gradients), (want, *wanted), strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() / b.norm() < tolerance
+
+
+def test_float64_is_not_touched_by_autocast() -> None:
+    hidden, weight, targets = given()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = token_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(got, reference(hidden, weight, targets), rtol=0, atol=1e-12)
+
+
+def test_low_precision_sums_the_head_s_gradient_in_float32() -> None:
+    # A bf16 sum over 4,096 equal contributions would stop growing at 256 of them.
+    rows = 4096
+    hidden, weight = torch.ones(rows, 1).bfloat16(), torch.zeros(2, 1).bfloat16().requires_grad_()
+    token_cross_entropy(hidden, weight, torch.zeros(rows, dtype=torch.long), 1).sum().backward()
+    torch.testing.assert_close(weight.grad.float(), torch.tensor([[-rows / 2], [rows / 2]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits_are_stable(dtype: torch.dtype) -> None:
+    hidden = torch.tensor([[1e4], [-1e4], [1e4]], dtype=dtype, requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.0]], dtype=dtype, requires_grad=True)
+    losses = token_cross_entropy(hidden, weight, torch.tensor([0, 0, 2]), 2)
+    scale = float(hidden.detach()[0, 0])
+    torch.testing.assert_close(losses, torch.tensor([0.0, 2 * scale, scale]), rtol=1e-2, atol=1e-6)
+    losses.sum().backward()
+    assert torch.isfinite(hidden.grad).all()
+    assert torch.isfinite(weight.grad).all()
+    assert hidden.grad.flatten().tolist() == [0.0, -2.0, 1.0]
+
+
+@pytest.mark.parametrize("bad", [VOCABULARY, -1])
+def test_a_target_outside_the_vocabulary_is_refused(bad: int) -> None:
+    hidden, weight, targets = given()
+    targets[3] = bad
+    with pytest.raises(IndexError, match="out of bounds"):
+        token_cross_entropy(hidden, weight, targets)
+
+
+def test_a_frozen_head_or_state_gets_no_gradient() -> None:
+    hidden, weight, targets = given()
+    token_cross_entropy(hidden, weight.detach(), targets).sum().backward()
+    assert hidden.grad is not None
+    token_cross_entropy(hidden.detach(), weight, targets).sum().backward()
+    assert weight.grad is not None
+
+
+def test_meta_device_and_no_rows() -> None:
+    hidden = torch.empty(6, 4, device="meta", requires_grad=True)
+    weight = torch.empty(9, 4, device="meta", requires_grad=True)
+    losses = token_cross_entropy(hidden, weight, torch.empty(6, dtype=torch.long, device="meta"), 4)
+    assert (losses.shape, losses.device.type) == ((6,), "meta")
+    losses.sum().backward()
+    assert weight.grad.shape == weight.shape
+    assert token_cross_entropy(torch.empty(0, 4), torch.empty(9, 4), torch.empty(0, dtype=torch.long)).shape == (0,)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    hidden, weight, targets = given()
+    losses = token_cross_entropy(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(losses.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable"):
+        gradient.sum().backward()
