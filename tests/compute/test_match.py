@@ -25,7 +25,7 @@ def test_regime_a_holds_parameters_and_leaves_flops_free():
     assert found["parameters"].held
     assert found["parameters"].mismatch == found["body_parameters"].mismatch == found["tokens"].mismatch == 0
     assert not found["training_flops"].held
-    assert found["training_flops"].mismatch == pytest.approx(2, abs=0.1)
+    assert 1.5 < found["training_flops"].mismatch < 2  # three bodies, but one head in both
     assert found["effective_depth"].mismatch == 2
 
 
