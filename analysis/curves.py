@@ -32,7 +32,7 @@ def wanted_curves(result: StudyResult) -> list[str]:
 def curves(result: StudyResult, metric: str, x: str = "steps") -> Figure | None:
     """A metric against steps, tokens, FLOPs or seconds; a diverged run's line ends in a cross."""
     shown = shown_runs(result)
-    points = result.curves[result.curves["metric"] == metric]
+    points = result.curves[(result.curves["metric"] == metric) & np.isfinite(result.curves["value"])]
     if points[points["id"].isin(shown["id"])].empty:
         return None
     figure, axes = panel()

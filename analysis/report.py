@@ -58,7 +58,7 @@ def blocks(result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence
     hypothesis = f"Hypothesis: {study['hypothesis']}" if study.get("hypothesis") else ""
     claim = f"Claim: {', '.join(study['claim'])}." if study.get("claim") else ""
     found += [Text(text) for text in (hypothesis, claim) if text]
-    found += _pictures(drawn, "curves")[:1] or _pictures(drawn, "rates")
+    found += _pictures(drawn, "curves")[:1] if verdicts else _pictures(drawn, "rates")
     found += _arms(result, verdicts)
     found += _contrasts(result, verdicts, drawn)
     found += _match(result)
@@ -66,8 +66,8 @@ def blocks(result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence
     found += _success(result, verdicts)
     found += _floors(result)
     found += _sweep(result, drawn)
-    more = _pictures(drawn, "curves")[1:]
-    found += [Heading("More curves"), *more] if more else []
+    more = _pictures(drawn, "curves")[1 if verdicts else 0 :]
+    found += [Heading("Curves"), *more] if more else []
     return found + _runs(result) + _reproduce(result)
 
 
@@ -171,7 +171,7 @@ def _floors(result: StudyResult) -> list[Block]:
 def _sweep(result: StudyResult, drawn: Sequence[Drawn]) -> list[Block]:
     if not result.study.get("sweep"):
         return []
-    picture = _pictures(drawn, "rates") if _pictures(drawn, "curves") else []
+    picture = _pictures(drawn, "rates") if result.study.get("contrasts") else []
     note = "Fitted: a parabola in the logarithm of the rate, over all finite seeds. Regret: how far from its best."
     return [Heading("Learning rates"), *picture, tables.sweep(result), tables.sweep_fits(result), Text(note, "note")]
 

@@ -115,8 +115,8 @@ def _from_evidence(folder: Path) -> StudyResult:
     stale = sorted(table.loc[table["state"] == "stale", "id"])
     rows = {row["id"]: row for row in table[table["state"] != "stale"].to_dict("records")}
     runs = _runs_frame([rows[run["id"]] for run in study["runs"] if run["id"] in rows])
-    read = {"dtype": {"id": str, "metric": str, "step": int, "value": float}, "float_precision": "round_trip"}
-    curves = pd.read_csv(folder / "curves.csv.gz", **read)
+    curves = pd.read_csv(folder / "curves.csv.gz", dtype=str, keep_default_na=False)
+    curves["value"] = curves["value"].map(_number)  # Python's float: exact, as pandas' own parser need not be
     return StudyResult(study, runs, _curves_frame(curves.itertuples(index=False), runs), stale)
 
 

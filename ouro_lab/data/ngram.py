@@ -1,9 +1,11 @@
 """A byte n-gram with interpolated Kneser–Ney smoothing: what a reader of four bytes back can know of a text.
 
-p_n(w | c) = (max(N_n(cw) − D_n, 0) + D_n · N₁₊(c·) · p_{n−1}(w | c')) / Σ_w N_n(cw), c' being c without its first symbol.
-N_n counts occurrences at the highest order and distinct left neighbours below it; D_n = n₁ / (n₁ + 2 n₂) from the numbers
-of n-grams counted once and twice; p_0 is uniform; an unseen context leaves p_n = p_{n−1} (Chen & Goodman 1999, eqs. 5
-and 12–14). Each order sums to one exactly. Contexts stop at the eos that opens a document.
+    p_n(w | c) = (max(N_n(cw) − D_n, 0) + D_n · N₁₊(c·) · p_{n−1}(w | c')) / Σ_w N_n(cw)
+
+where c' is c without its first symbol. N_n counts occurrences at the highest order and distinct left neighbours below
+it; D_n = n₁ / (n₁ + 2 n₂) from the numbers of n-grams counted once and twice; p_0 is uniform; an unseen context leaves
+p_n = p_{n−1} (Kneser & Ney 1995; interpolated as in Chen & Goodman 1999). Each order sums to one exactly. Contexts stop
+at the eos that opens a document.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -49,7 +48,8 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
         try:
             write(temporary)
-            os.replace(temporary, folder)
+            temporary.chmod(0o755)  # mkdtemp lets nobody else read
+            temporary.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

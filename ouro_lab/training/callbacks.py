@@ -41,7 +41,7 @@ class Recorder(Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0 or not self._due(trainer):
             return
-        row = module.averages.drain()
+        row = module.drain()
         row["optim/lr"] = module.optimizers().param_groups[0]["lr"]
         self._write(trainer, row | self._speed(trainer) | self._totals(trainer))
         _check_finite(trainer, row)

@@ -1,6 +1,6 @@
 """The LightningModule: a backbone, an objective and an optimiser. It knows no study and no task."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import lightning as L
@@ -41,13 +41,15 @@ class Averages:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counts[name] = self.counts.get(name, 0) + 1
 
-    def drain(self) -> Metrics:
-        """Means since the last drain; the one place that reads the device."""
+    def drain(self, over_ranks: Callable[[Tensor], Tensor]) -> Metrics:
+        """Means since the last drain, over ranks too; the one place that reads the device."""
         names = list(self.sums)
-        values = torch.stack([self.sums[name] / self.counts[name] for name in names]).tolist() if names else []
+        if not names:
+            return {}
+        values = over_ranks(torch.stack([self.sums[name] / self.counts[name] for name in names]))
         self.sums.clear()
         self.counts.clear()
-        return dict(zip(names, values, strict=True))
+        return dict(zip(names, values.tolist(), strict=True))
 
 
 class LoopedModule(L.LightningModule):
@@ -121,6 +123,10 @@ class LoopedModule(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
         self.averages.add("optim/grad_norm", norm)
         self.averages.add("optim/clipped_fraction", norm > limit)
+
+    def drain(self) -> Metrics:
+        """Averages since the last call, the same on every rank."""
+        return self.averages.drain(lambda values: self.trainer.strategy.reduce(values, reduce_op="mean"))
 
     def _read_out(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Token losses [B, S] and whether the most likely token is the target [B, S]."""

@@ -141,7 +141,7 @@ def write_run(
     stop = {"done": STEPS, "diverged": 400, "failed": 300, "running": 700}[state]
     rows = curve(arm, run["seed"], stop, penalty)
     if state == "diverged":
-        rows.append({"step": stop, "time": 1.0, "train/loss": "NaN"})
+        rows.append({"step": stop + 5, "time": 1.0, "train/loss": "NaN"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     reason = {"diverged": "train/loss = nan", "failed": "OSError: disk full"}.get(state, "")
     content = {"state": state, "attempts": 3 if state == "failed" else 1, "reason": reason, "pid": os.getpid()}
@@ -185,7 +185,7 @@ def curve(arm: str, seed: int, stop: int, penalty: float = 0.0) -> list[dict[str
         row |= {"optim/lr": 0.002, "total/tokens": step * TOKENS_PER_STEP, "perf/step_seconds": seconds}
         rows.append(row)
         if step % VAL_EVERY == 0:
-            rise = 1 / (1 + math.exp(-(step - 650 - 40 * seed) / 90))
+            rise = 1 / (1 + math.exp(-(step - 650 - 40 * (seed % 10)) / 90))
             top = 0.27 + (level(arm, seed) - 0.27) * rise + 0.004 * float(noise.standard_normal())
             scores = {f"val/accuracy/{group}": value for group, value in by_hop(top).items()}
             loss = 1.2 * (1 - sum(scores.values()) / 8) + 0.02 + penalty

@@ -105,7 +105,9 @@ def test_workers_read_the_same(tmp_path: Path) -> None:
     modules = []
     for workers in (0, 1):
         modules.append(Reader())
-        trainer(tmp_path, 3, 1, enable_checkpointing=False, limit_val_batches=0).fit(modules[-1], small(workers=workers))
+        trainer(tmp_path, 3, 1, enable_checkpointing=False, limit_val_batches=0).fit(
+            modules[-1], small(workers=workers)
+        )
     for (step, tokens), (other_step, other) in zip(modules[0].read, modules[1].read, strict=True):
         assert step == other_step
         assert (tokens == other).all()

@@ -181,7 +181,8 @@ def test_auto_asks_for_the_dtype_that_autocast_computes_in(scramble: Callable, m
     model(tokens)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(tokens)
-    assert asked == [torch.float32, torch.bfloat16]
+    model.bfloat16()(tokens)
+    assert asked == [torch.float32, torch.bfloat16, torch.bfloat16]
 
 
 def test_meta_device_needs_no_measurement(cache_file: Path) -> None:

@@ -174,10 +174,8 @@ def test_stage_one_and_the_uniform_prior_differ_by_the_constant(case: Callable) 
 def test_mixture_expected_and_last_are_three_different_numbers(case: Callable) -> None:
     # The released `labels=` trains the first, the paper's Stage I the second; cross-entropy is convex in the logits.
     given = case(4)
-    values = [
-        float(o(given.states(), given.head, given.targets)[0]) for o in (MixtureOfLogits(), StageOne(0.0), LastLoop())
-    ]
-    mixture, expected, last = values
+    objectives = (MixtureOfLogits(), StageOne(0.0), LastLoop())
+    mixture, expected, last = (o(given.states(), given.head, given.targets)[0].item() for o in objectives)
     assert mixture < expected - 1e-2
     assert min(abs(mixture - last), abs(expected - last)) > 1e-2
 
@@ -202,6 +200,15 @@ def test_every_parameter_of_a_fitting_backbone_gets_a_gradient(name: str) -> Non
     loss, _ = objective(model.loop_states(tokens), model.head_weight, tokens)
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_with_one_loop_the_gate_is_the_only_unused_parameter() -> None:
+    # As in the released model: λ_T is never used and T = 1. A distributed run of such an arm needs to know.
+    model = LoopedTransformer(ModelConfig(9, 2, 1, width=16, gate=True, attention="plain"))
+    tokens = torch.randint(9, (2, 5))
+    StageOne()(model.loop_states(tokens), model.head_weight, tokens)[0].backward()
+    unused = {n for n, p in model.named_parameters() if p.grad is None}
+    assert unused == {"early_exit_gate.weight", "early_exit_gate.bias"}
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)

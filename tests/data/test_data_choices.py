@@ -1,0 +1,22 @@
+"""Every file of conf/data builds: its leaves are constructor arguments and its seed is the run's."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ouro_lab.data import TaskData, TextData
+
+CHOICES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=lambda path: path.stem)
+def test_a_choice_builds_with_the_seed_of_the_run(path: Path) -> None:
+    config = OmegaConf.create({"seed": 7, "data": OmegaConf.load(path)})
+    if path.stem == "text_file":
+        config.data.corpus.path = "some/file.txt"
+    data = instantiate(config.data, _convert_="all")
+    assert isinstance(data, TaskData | TextData)
+    assert data.seed == 7
+    assert data.vocab_size > 4
