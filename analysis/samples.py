@@ -92,7 +92,7 @@ class PairedSample:
     @property
     def seeds(self) -> list[int]:
         """Present and ended in both arms, and with a value (measured, or the floor of a divergence)."""
-        return [seed for seed in self.arm.values | dict.fromkeys(self.arm.diverged) if self._usable(seed)]
+        return [seed for seed in sorted([*self.arm.values, *self.arm.diverged]) if self._usable(seed)]
 
     @property
     def survivors(self) -> list[int]:

@@ -6,6 +6,7 @@ Seeds share data order and initial draws across arms, so differences are taken p
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -117,6 +118,7 @@ def power(effect: float, n: int, alpha: float = 0.05) -> float:
     return _over_sd(n, lambda s: stats.norm.cdf(shift - t * s) + stats.norm.cdf(-shift - t * s))
 
 
+@cache
 def detectable_effect(n: int, target: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest true mean, in SD of the differences, that a paired t test with n seeds finds at power `target`."""
     low, high = 0.0, 1.0
@@ -211,8 +213,12 @@ def split_calibration(values: Values, size: int = 5, alpha: float = 0.05) -> Cal
 
 def _over_sd(n: int, function: Callable[[np.ndarray], np.ndarray]) -> float:
     """The mean of function(s/σ) over the sampling distribution of the standard deviation of n normal values."""
-    ratio = np.sqrt(stats.chi2.ppf(_NODES, n - 1) / (n - 1))
-    return float(np.sum(_WEIGHTS * function(ratio)))
+    return float(np.sum(_WEIGHTS * function(_sd_ratios(n))))
+
+
+@cache
+def _sd_ratios(n: int) -> np.ndarray:
+    return np.sqrt(stats.chi2.ppf(_NODES, n - 1) / (n - 1))
 
 
 def _proportion(successes: int, n: int, level: float, method: str) -> tuple[float, float]:

@@ -108,7 +108,8 @@ def sentence(study: Mapping[str, Any], verdict: Verdict) -> str:
         missing = f" ({', '.join(shown)})" if shown and verdict.word.startswith("incomplete") else ""
         return f"{head}no verdict, {verdict.word}{missing}."
     contrast = study["contrasts"][verdict.name]
-    inner = [f"n = {verdict.n}, paired t{_level(verdict)}", _rates(study, verdict), _match(contrast)]
+    test = f", paired t{_level(verdict)}" if verdict.interval else ""
+    inner = [f"n = {verdict.n}{test}", _rates(study, verdict), _match(contrast)]
     inner += [f"floor {verdict.floor:g}" if verdict.floor is not None else "", *_notes(verdict)]
     figures = f"{effect(verdict.effect, verdict.interval_adjusted)} ({'; '.join(part for part in inner if part)})"
     return f"{head}{figures}: {conclusion(verdict)} at {scope(study, verdict)}."

@@ -143,12 +143,12 @@ class Session:
         return module
 
     def _trainer(self) -> Any:
-        from ouro_lab.training.callbacks import Progress, Recorder
+        from ouro_lab.training.callbacks import Progress, Recorder, Settled
 
         node = self.config.trainer
         tokens = self.data.batch_size * self.data.length
         recorder = Recorder(self.log, node.get("log_every", 25), tokens, self.cost["flops_per_token"])
-        callbacks = [recorder, Progress()]
+        callbacks = [recorder, Settled(self.run.directory), Progress()]
         return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks)
 
     def _load(self, path: Path, module: Any = None) -> None:

@@ -23,6 +23,7 @@ ATTEMPTS = 3  # a failed run is retried at most twice
 
 # What says where and how a run executes, not what it computes.
 OUTSIDE_HASH = ("launcher", "tracking", "study")
+EVALUATION = ("seed", "val_size", "test_size", "val_tokens", "test_tokens", "eval_batch_size")
 OUTSIDE_HASH_TRAINER = ("devices", "num_nodes", "strategy")
 
 
@@ -194,7 +195,7 @@ class Study:
         config = json.loads(json.dumps(config_of(self.arm_configs[arm])))
         config.pop("seed")
         config["optim"].pop("lr")
-        config["data"] = {k: v for k, v in config["data"].items() if k not in ("seed", "val_size", "test_size")}
+        config["data"] = {k: v for k, v in config["data"].items() if k not in EVALUATION}
         return _digest(config)
 
     def stale(self) -> list[str]:

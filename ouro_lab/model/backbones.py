@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from ouro_lab.model.config import ModelConfig
-from ouro_lab.model.looped import LoopedTransformer
+from ouro_lab.model.transformer import LoopedTransformer
 
 
 def looped(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
@@ -16,19 +16,24 @@ def looped(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
 def iso_parameter(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
     """`layers⊗1`: as many stored parameters as `layers⊗loops`, 1/loops of its body FLOPs (regime A)."""
     _check_loops(loops)
-    return _model(layers=layers, loops=1, **shape)
+    return _model(layers=layers, loops=1, **_without_gate(shape))
 
 
 def iso_flop(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
     """`layers·loops⊗1`: the same effective depth and body FLOPs untied, loops × the body parameters (regime B)."""
     _check_loops(loops)
-    return _model(layers=layers * loops, loops=1, **shape)
+    return _model(layers=layers * loops, loops=1, **_without_gate(shape))
 
 
 def ouro(layers: int, vocab_size: int = 49_152, gate: bool = True, loops: int = 4, **shape: Any) -> LoopedTransformer:
     """The released Ouro family: 24 layers are Ouro-1.4B, 48 are Ouro-2.6B (paper Table 1, released config)."""
     released = {"width": 2048, "heads": 16, "ffn_width": 5632, "rope_base": 1e6} | shape
     return _model(vocab_size=vocab_size, layers=layers, loops=loops, gate=gate, **released)
+
+
+def _without_gate(shape: dict[str, Any]) -> dict[str, Any]:
+    """One loop has nothing to decide: its gate would get no gradient, which data-parallel training refuses."""
+    return shape | {"gate": False}
 
 
 def _model(**shape: Any) -> LoopedTransformer:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ouro_lab.model.looped import LoopState
+from ouro_lab.model.transformer import LoopState
 
 TRUNCATIONS = ("renormalise", "tail")
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ouro_lab.model.looped import LoopState
+from ouro_lab.model.transformer import LoopState
 from ouro_lab.objectives.cross_entropy import IGNORE, token_cross_entropy
 from ouro_lab.objectives.exit import log_prior, with_exit_probability
 

@@ -3,11 +3,13 @@
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from ouro_lab import records
 from ouro_lab.compute.hardware import peak_flops
 from ouro_lab.records import MetricsLog
 from ouro_lab.training.module import Diverged, LoopedModule
@@ -79,6 +81,22 @@ def _check_finite(trainer: L.Trainer, row: dict[str, float]) -> None:
     for name in ("train/loss", "optim/grad_norm", "val/loss"):
         if name in row and not math.isfinite(row[name]):
             raise Diverged(f"{name} = {row[name]} at or before step {trainer.global_step} of {trainer.max_steps}")
+
+
+class Settled(Callback):
+    """Writes down which attention was measured to be fastest, so that a resumed run takes the same, to the last bit."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def setup(self, trainer: L.Trainer, module: LoopedModule, stage: str) -> None:
+        if hasattr(module.backbone, "settled"):
+            module.backbone.settled.update(records.read_note(self.directory).get("attention", {}))
+
+    def on_validation_end(self, trainer: L.Trainer, module: LoopedModule) -> None:
+        settled = getattr(module.backbone, "settled", {})
+        if trainer.is_global_zero and settled != records.read_note(self.directory).get("attention", {}):
+            records.note(self.directory, {"attention": dict(settled)})
 
 
 class Progress(Callback):

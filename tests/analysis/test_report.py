@@ -109,7 +109,8 @@ def test_failures_make_a_report_that_names_them(make, tmp_path: Path, capsys: py
 
 
 def test_one_seed_makes_a_report(make, tmp_path: Path) -> None:
-    text = report.write(make(Fake(seeds=(0,), change=few_figures)), tmp_path / "report", ("svg",)).with_suffix(".md").read_text()
+    result = make(Fake(seeds=(0,), change=few_figures))
+    text = report.write(result, tmp_path / "report", ("svg",)).with_suffix(".md").read_text()
     assert "inconclusive (n = 1)" in text
 
 
@@ -211,35 +212,34 @@ def test_figures_come_in_every_format_without_dates(result: runs.StudyResult, tm
         assert one.read_bytes() == two.read_bytes()
 
 
-def command(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OURO_RUNS": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "analysis.report", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
-def test_command_rebuilds_and_says_where(tmp_path: Path) -> None:
+def test_command_rebuilds_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OURO_RUNS", str(tmp_path))
     Fake(seeds=(0,), change=few_figures).write(tmp_path)
-    done = command("p_hop", root=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"report: {tmp_path / 'p_hop' / 'report' / 'report.html'}" in done.stdout
-    assert "inconclusive (n = 1)" in done.stdout
+    assert report.main(["p_hop"]) == 0
+    shown = capsys.readouterr().out
+    assert f"report: {tmp_path / 'p_hop' / 'report' / 'report.html'}" in shown
+    assert "inconclusive (n = 1)" in shown
+    assert len(list((tmp_path / "p_hop" / "report" / "figures").glob("difficulty.*"))) == 0
+    assert len(list((tmp_path / "p_hop" / "report" / "figures").glob("contrasts.*"))) == 3
 
 
-def test_command_with_an_unknown_study_is_one_line(study_root: Path) -> None:
-    done = command("p_hoq", root=study_root)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "nearest: p_hop" in done.stderr
+def test_command_without_a_study_shows_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([]) == 2
+    assert capsys.readouterr().err == "usage: python -m analysis.report NAME\n"
 
 
-def test_analysis_imports_no_training_code() -> None:
-    code = (
-        "import sys, analysis.report; "
-        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'lightning', 'hydra', 'mlflow')])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_command_names_the_nearest_study_in_one_line_and_loads_no_training_code(study_root: Path) -> None:
+    environment = {**os.environ, "OURO_RUNS": str(study_root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-X", "importtime", "-m", "analysis.report", "p_hoq"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    imports = [line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert (done.returncode, done.stdout, len(said)) == (2, "", 1)
+    assert said[0].startswith("error: study p_hoq: ")
+    assert said[0].endswith("nearest: p_hop")
+    assert not {name.split(".")[0] for name in imports} & {"torch", "lightning", "hydra", "omegaconf", "mlflow"}
 
 
 def few_figures(study: dict[str, Any]) -> None:

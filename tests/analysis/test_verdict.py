@@ -78,8 +78,8 @@ def test_equivalence_words(make, flop: list[float], word: str) -> None:
 def test_an_inconclusive_equivalence_says_how_many_seeds_it_needs(make) -> None:
     result = make(Fake(final=set_values(looped=[0.99, 0.955, 0.97], iso_flop=[0.952, 0.99, 0.97])))
     verdict = judge(result)["cost_of_tying"]
-    assert (verdict.word, verdict.seeds_for_power) == ("inconclusive", 8)
-    assert "80 % power at ±0.05 needs n = 8" in wording.sentence(result.study, verdict)
+    assert (verdict.word, verdict.seeds_for_power) == ("inconclusive", 7)
+    assert "80 % power at ±0.05 needs n = 7" in wording.sentence(result.study, verdict)
 
 
 def test_an_estimate_has_no_verdict_word(make) -> None:
@@ -108,7 +108,7 @@ def test_one_seed_is_inconclusive(make) -> None:
     result = make(Fake(seeds=(0,)))
     verdict = judge(result)["depth_by_reuse"]
     assert verdict.word == "inconclusive (n = 1)"
-    assert "+0.527 (n = 1" in wording.sentence(result.study, verdict)
+    assert "+0.528 (n = 1; rates" in wording.sentence(result.study, verdict)
 
 
 @pytest.mark.parametrize("state", ["failed", "running", "to do"])

@@ -182,7 +182,7 @@ def test_auto_asks_for_the_dtype_that_autocast_computes_in(scramble: Callable, m
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model(tokens)
     model.bfloat16()(tokens)
-    assert asked == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert asked == [torch.float32, torch.bfloat16]  # the third was settled by the second
 
 
 def test_meta_device_needs_no_measurement(cache_file: Path) -> None:

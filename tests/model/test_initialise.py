@@ -34,9 +34,9 @@ def test_a_function_of_seed_and_name_whatever_ran_before() -> None:
 
 
 def test_arms_share_every_weight_of_one_name_and_shape() -> None:
-    looping = initialised(looped(**SHAPE, gate=True))
-    small = initialised(iso_parameter(**SHAPE, gate=True))
-    deep = initialised(iso_flop(**SHAPE, gate=True))
+    looping = initialised(looped(**SHAPE))
+    small = initialised(iso_parameter(**SHAPE))
+    deep = initialised(iso_flop(**SHAPE))
     assert same(looping, small) == set(looping) == set(small)
     assert same(looping, deep) == set(looping)
     assert "layers.5.mlp.up_proj.weight" in deep

@@ -31,7 +31,7 @@ class PHop:
         self.undefined = alphabet + hops
         self.vocab_size = alphabet + hops + 1
         self.sequence_length = length + 1
-        self.groups = (*(f"hops_{p}" for p in range(1, hops + 1)), UNDEFINED)
+        self.groups: tuple[str, ...] = (*(f"hops_{p}" for p in range(1, hops + 1)), UNDEFINED)
         self._floors: Floors | None = None
 
     def sample(self, seed: int, indices: Ints, split: str = TRAIN) -> Arrays:

@@ -32,6 +32,7 @@ class LoopedTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.loops = config.loops
+        self.settled: dict[str, str] = {}  # attention backend per (dtype, length, documents), where it was measured
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -96,4 +97,7 @@ class LoopedTransformer(nn.Module):
             return "plain"
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        return fastest_backend(str(x.device.type), dtype, x.shape[1], self.config.head_dim, documents)
+        key = f"{dtype} S{x.shape[1]} documents={documents}"
+        if key not in self.settled:
+            self.settled[key] = fastest_backend(x.device.type, dtype, x.shape[1], self.config.head_dim, documents)
+        return self.settled[key]

@@ -1,0 +1,105 @@
+"""Every study of experiments/ composes, checks on the meta device, and each of its arms takes two real steps."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ouro_lab import records, run
+from ouro_lab.check import check, match_table
+from ouro_lab.config import study_names
+from ouro_lab.study import Run, Study
+
+# Two steps of a narrow model on short sequences: what a study is about is gone, how it is put together is not.
+COMMON = [
+    "backbone.width=16",
+    "backbone.heads=2",
+    "trainer.val_every=2",
+    "trainer.log_every=1",
+    "trainer.precision=32-true",
+    "data.batch_size=4",
+    "data.length=32",
+]
+SHRINK = {
+    "p_hop": [
+        *(override for override in COMMON if override != "data.length=32"),
+        "data.task.length=12",
+        "data.val_size=4",
+        "data.test_size=4",
+        "budget.steps=2",
+    ],
+    "text": [*COMMON, "data=text_file", "data.tokenizer.vocab_size=300", "budget={steps: 2, tokens: null}"],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "small.txt"
+    paragraphs = (f"Paragraph {i}: {hashlib.sha256(str(i).encode()).hexdigest()} is its number." for i in range(240))
+    path.write_text("\n\n".join(paragraphs))
+    return path
+
+
+@cache  # a composition is half a second, and most tests ask for the same few
+def full(name: str) -> Study:
+    """The study as it is, but for rates that no finished sweep may have chosen here."""
+    study = Study(name)
+    return Study(name, ["study.lr=null"]) if borrows(study) else study
+
+
+def borrows(study: Study) -> bool:
+    return study.definition.lr is not None and study.definition.lr.source is not None
+
+
+def shrunk(name: str, arm: str, corpus: Path) -> Run:
+    """One arm's run; a key that the arm sets is its own, unless it makes the run long."""
+    family = "text" if "text" in name else "p_hop"
+    shrink = [*SHRINK[family], *([f"data.corpus.path={corpus}"] if family == "text" else [])]
+    kept = [item for item in full(name).definition.arms[arm].overrides if not item.startswith(("budget", "backbone.width"))]
+    study = Study(name, [*shrink, "study.lr=null", "study.contrasts={}", f"study.arms={{{arm}: [{','.join(kept)}]}}"])
+    return study.run(arm, 1e-3, 0)
+
+
+ARMS = [(name, arm) for name in study_names() for arm in full(name).definition.arms]
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_composes_and_checks(name):
+    study = full(name)
+    parts = check(study)
+    assert set(parts) == set(study.definition.arms)
+    assert study.definition.question
+    assert study.definition.claim or not study.definition.seeds  # a sweep alone claims nothing
+    assert study.expand(), "a study without a run"
+    table = match_table(study, parts)
+    assert all(contrast in table for contrast in study.definition.contrasts)
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm}" for name, arm in ARMS])
+def test_every_arm_takes_two_steps(name, arm, corpus):
+    one = shrunk(name, arm, corpus)
+    assert run.execute(one) == 0
+    assert one.state == "done"
+    final = records.read_final(one.directory)
+    assert final["steps"] == 2
+    wanted = {contrast.metric for contrast in full(name).definition.contrasts.values()}
+    assert {f"final/{metric}" for metric in wanted} <= final["metrics"].keys()
+
+
+def test_a_study_that_borrows_takes_rates_for_arms_that_its_source_has():
+    for name in study_names():
+        study = Study(name)
+        if borrows(study):
+            assert study.definition.arms.keys() <= Study(study.definition.lr.source).definition.arms.keys(), name
+
+
+def test_a_borrowed_rate_was_chosen_for_the_same_arm():
+    """Sweeps and their users share arms by base files; a drift between them would leave every verdict unmatched."""
+    for name in study_names():
+        study = Study(name)
+        if not borrows(study) or name.endswith("_quick"):
+            continue
+        source = Study(study.definition.lr.source)
+        for arm in study.definition.arms:
+            assert study.rate_hash(arm) == source.rate_hash(arm), (name, arm)
