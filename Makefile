@@ -44,7 +44,7 @@ END { if (tty) printf "\r\033[K" }'
 endef
 define PIP
 install() { "$(PY)" -m pip install --disable-pip-version-check --no-input "$$@" 2>&1 | tee -a $(LOG) | $(SHOW); }; \
-try() { install "$$@" || { grep -E "^ *(ERROR|error)" $(LOG) | tail -n 5; \
+try() { install "$$@" || { grep -E "^ *(ERROR|error)" $(LOG) | tail -n 3 | cut -c 1-200; \
 	echo "error: set-up stopped (all of it: $(LOG)); the same command goes on" >&2; exit 2; }; }; \
 set -f -o pipefail; try
 endef

@@ -90,7 +90,8 @@ def _x_ticks(axes: Axes, x: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     scale = 1.0
     if x == "flops":
-        largest = max(float(line.get_xdata()[-1]) for line in axes.lines if len(line.get_xdata()) > 2)
+        ends = [float(line.get_xdata()[-1]) for line in axes.lines if len(line.get_xdata()) > 1]
+        largest = max(ends, default=1.0)
         unit = flops(largest).split(" ")[1]
         scale = 1000.0 ** (" kMGTPEZ".index(unit[0]) if unit != "FLOP" else 0)
         axes.set_xlabel(f"{AXES[x]} ({unit})")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from analysis import figures, tables, wording
+from analysis import calibration, figures, tables, wording
 from analysis.blocks import Block, Heading, Picture, Text, markdown, page, plain_table
 from analysis.figures import Drawn
 from analysis.runs import StudyResult, UnknownStudyError, load
@@ -32,7 +32,8 @@ def write(result: StudyResult, folder: Path | str, formats: Iterable[str] = FORM
     content = blocks(result, verdicts, drawn)
     (folder / "report.md").write_text(markdown(content, folder))
     (folder / "report.html").write_text(page(content, f"{result.name}: {result.study['question']}"))
-    facts = json.dumps(wording.as_dict(result, verdicts), indent=2, ensure_ascii=False, allow_nan=False)
+    numbers = wording.as_dict(result, verdicts) | {"calibration": calibration.calibrate(result)}
+    facts = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "verdict.json").write_text(facts + "\n")
     return folder / "report.html"
 
@@ -47,6 +48,9 @@ def print_summary(result: StudyResult) -> None:
         print(f"{plain_table(tables.sweep_fits(result))}\n\n{_rates_sentence(result)}")
     for verdict in verdicts.values():
         print(f"{'primary: ' if verdict.primary else ''}{wording.sentence(result.study, verdict)}")
+    calibrated = calibration.calibrate(result)
+    if calibrated is not None:
+        print(calibration.sentence(calibrated))
     print(f"{_counts(result)}\n")
 
 
@@ -93,6 +97,9 @@ def _verdict(result: StudyResult, verdicts: Mapping[str, Verdict]) -> list[Block
         return [Text(wording.sentence(result.study, primary), "lead")]
     if result.study.get("sweep"):
         return [Text(_rates_sentence(result), "lead")]
+    calibrated = calibration.calibrate(result)
+    if calibrated is not None:
+        return [Text(calibration.sentence(calibrated), "lead")]
     return [Text("This study states no contrast: it has no verdict.", "lead")]
 
 
@@ -212,6 +219,7 @@ def _metrics(result: StudyResult, verdicts: Mapping[str, Verdict]) -> list[str]:
         return []
     wanted = [verdict.metric for verdict in verdicts.values()]
     wanted += [arm["target"]["metric"] for arm in result.study["arms"].values() if arm.get("target")]
+    wanted += [result.study["calibration"]["metric"]] if result.study.get("calibration") else []
     return list(dict.fromkeys(wanted))
 
 

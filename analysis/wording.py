@@ -110,7 +110,7 @@ def sentence(study: Mapping[str, Any], verdict: Verdict) -> str:
     contrast = study["contrasts"][verdict.name]
     test = f", paired t{_level(verdict)}" if verdict.interval else ""
     inner = [f"n = {verdict.n}{test}", _rates(study, verdict), _match(contrast)]
-    inner += [f"floor {verdict.floor:g}" if verdict.floor is not None else "", *_notes(verdict)]
+    inner += [f"floor {verdict.floor:.3g}" if verdict.floor is not None else "", *_notes(verdict)]
     figures = f"{effect(verdict.effect, verdict.interval_adjusted)} ({'; '.join(part for part in inner if part)})"
     return f"{head}{figures}: {conclusion(verdict)} at {scope(study, verdict)}."
 

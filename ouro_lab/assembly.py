@@ -44,7 +44,7 @@ def cost_of(backbone: nn.Module, objective: Any, data: Any) -> Cost:
     supervised = objective.supervised_loops(backbone.loops)
     config = getattr(backbone, "config", None)
     if isinstance(config, ModelConfig):
-        return training_cost(config, data.length, supervised)
+        return training_cost(config, data.length, supervised, batch=data.batch_size)
     return measured_cost(backbone, data.vocab_size, data.length, objective)
 
 

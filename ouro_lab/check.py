@@ -3,13 +3,14 @@
 from dataclasses import asdict
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
 from ouro_lab.assembly import Parts, assemble
 from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
-from ouro_lab.config import ConfigError
+from ouro_lab.config import ConfigError, build, plain
+from ouro_lab.data.sampler import Slice
 from ouro_lab.study import Study
 
 
@@ -23,6 +24,7 @@ def check(study: Study) -> dict[str, Parts]:
     for name, config in study.arm_configs.items():
         try:
             parts[name] = assemble(config, device="meta")
+            _check_training(config, parts[name])
         except ValueError as error:
             raise ConfigError(f"{study.name}: arm {name}: {error}") from error
     for name, contrast in study.definition.contrasts.items():
@@ -32,6 +34,18 @@ def check(study: Study) -> dict[str, Parts]:
         except MismatchError as error:
             raise ConfigError(f"{study.name}: {error}") from error
     return parts
+
+
+def _check_training(config: DictConfig, part: Parts) -> None:
+    """What only a run builds: a bad value there would fail every run, three times, before anyone read it."""
+    from ouro_lab.training.trainer import check_counts
+
+    build(config.optim, "optim")
+    trainer = plain(config.trainer)
+    check_counts(trainer)
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if isinstance(devices, int) and devices > 0:
+        Slice(part.data.batch_size, devices * nodes, 0, trainer.get("accumulate", 1))
 
 
 def matches(study: Study, parts: dict[str, Parts]) -> dict[str, list[Match]]:

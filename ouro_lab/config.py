@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,7 +35,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
     """
     try:
         cfg = _compose(name, overrides, folder)
-    except (ConfigCompositionException, MissingConfigException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:  # a malformed override too
         raise ConfigError(_explain(error, name, folder)) from None
     unknown = [key for key in cfg if key not in SECTIONS + SCALARS]
     if unknown:
@@ -126,6 +126,8 @@ def _explain(error: Exception, name: str, folder: Path) -> str:
     if match := re.search(r"Could not override '?([\w/]+)'?\.\s*No match in the defaults list", text):
         return f"{match.group(1)}: no such choice group; valid: {', '.join(SECTIONS)}"
     first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if isinstance(error, OverrideParseException):
+        return f"override {error.override.removeprefix('++')}: cannot be read ({first.split(' See https')[0]})"
     return f"{name}: {first[:300]}"
 
 

@@ -15,6 +15,7 @@ from ouro_lab.config import ROOT
 from ouro_lab.study import Run
 
 Watch = Callable[[list[Run]], None]
+STOPPING = 60.0  # seconds that a process has to end once told to
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class _Pool:
             log.close()
             del self.active[name]
             state = records.read_state(run.directory) or {"state": "unborn"}
-            if state["state"] not in ("done", "diverged") and not state.get("ended", 0.0) > born:
+            recorded = state["state"] in ("done", "diverged") or state.get("ended", 0.0) > born
+            if not recorded and not records.is_held(run.directory):  # held: an earlier call's process was first
                 ended = f"signal {-code}" if code < 0 else f"exit status {code}"
                 self._bury(run, f"the process ended with {ended}; see log.txt")
 
@@ -98,10 +100,14 @@ class _Pool:
             records.write_json(run.directory / "state.json", state | {"attempts": before + 1})
 
     def stop(self) -> None:
-        for _, process, log, *_ in self.active.values():
+        for _, process, *_ in self.active.values():
             process.terminate()
         for _, process, log, *_ in self.active.values():
-            process.wait()
+            try:
+                process.wait(timeout=STOPPING)
+            except subprocess.TimeoutExpired:  # a step that long, or a hang: its last checkpoint is whole
+                process.kill()
+                process.wait()
             log.close()
 
     def _start(self, run: Run, devices: int) -> None:

@@ -127,4 +127,4 @@ def _finished_sweep(study: str) -> dict[str, Any]:
             finished = {arm: content for arm, content in sweep.items() if "best" in content}
             if finished:
                 return finished
-    raise ConfigError(f"study.lr.from = {study}: no finished sweep here or committed; make experiment NAME={study} first")
+    raise ConfigError(f"study.lr.from = {study}: no finished sweep here or committed; run make experiment NAME={study}")

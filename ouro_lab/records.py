@@ -16,17 +16,24 @@ from ouro_lab.metrics_log import MetricsLog, last_step, read_metrics, read_rows,
 from ouro_lab.provenance import ROOT, command_line, environment, provenance
 
 __all__ = [
-    "MetricsLog", "begin", "checkpoint_step", "command_line", "environment", "finish", "is_alive", "is_running",
-    "last_step", "note", "now", "process_start", "provenance", "read_final", "read_json", "read_metrics", "read_note",
-    "read_rows", "read_seconds", "read_state", "run_lock", "runs_root", "write_final", "write_json",
+    "MetricsLog", "begin", "checkpoint_step", "command_line", "environment", "finish", "is_alive", "is_held",
+    "is_running", "last_step",
+    "note", "now", "process_start", "provenance", "read_final", "read_json", "read_metrics", "read_note",
+    "read_rows", "read_seconds", "read_state", "run_lock", "runs_root", "smoke", "write_final", "write_json",
 ]  # fmt: skip
 
 END_STATES = ("done", "diverged")
 
 
 def runs_root() -> Path:
-    """`OURO_RUNS`, or runs/ of the repository."""
-    return Path(os.environ.get("OURO_RUNS") or ROOT / "runs").expanduser().absolute()
+    """`OURO_RUNS`, or runs/ of the repository; with SMOKE=1 a folder of its own in it: nothing real is touched."""
+    root = Path(os.environ.get("OURO_RUNS") or ROOT / "runs").expanduser().absolute()
+    return root / "smoke" if smoke() else root
+
+
+def smoke() -> bool:
+    """Whether SMOKE=1 asks for studies of seconds."""
+    return os.environ.get("SMOKE") == "1"
 
 
 def now() -> str:
@@ -132,6 +139,14 @@ def is_running(directory: Path) -> bool:
         return False
     if state.get("host", socket.gethostname()) == socket.gethostname():
         return is_alive(state["pid"], state.get("started"))
+    with run_lock(directory, patience=0.0) as free:
+        return not free
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process holds the run, perhaps one that has not recorded its begin yet."""
+    if is_running(directory):
+        return True
     with run_lock(directory, patience=0.0) as free:
         return not free
 

@@ -62,19 +62,19 @@ def execute(run: Run) -> int:
         try:
             code = _work(run)
         except BaseException as error:
-            records.finish(run.directory, "failed", _reason(error))
+            records.finish(run.directory, "interrupted" if _stopped(error) else "failed", _reason(error))
             raise
         return code
 
 
 def _work(run: Run) -> int:
-    from ouro_lab.training.module import Diverged
+    from ouro_lab.training.module import DivergedError
 
     start = time.perf_counter()
     session = Session(run)
     try:
         metrics = session.train_and_test()
-    except Diverged as error:
+    except DivergedError as error:
         metrics, code, state = {}, EXIT_DIVERGED, "diverged"
         print(f"{run.id}: diverged: {error}", flush=True)
         reason = str(error)
@@ -199,6 +199,17 @@ def _number(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise ConfigError(f"{name} = {text}: must be a number") from None
+
+
+def _stopped(error: BaseException | None) -> bool:
+    """Ctrl-C or SIGTERM, which use up no attempt; Lightning turns the first into an exit."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    while error is not None:
+        if isinstance(error, (KeyboardInterrupt, SIGTERMException)):
+            return True
+        error = error.__context__
+    return False
 
 
 def _reason(error: BaseException) -> str:

@@ -68,6 +68,7 @@ class Definition:
     scope: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None  # A/A: {arm, metric, size}
+    smoke: tuple[str, ...] = ()  # overrides that SMOKE=1 adds: the whole study in seconds, its numbers worth nothing
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Study:
     def hash(self) -> str:
         """Of everything that the verdict depends on: arms, seeds, contrasts, rules, budgets; no results."""
         arms = {name: config_of(cfg) for name, cfg in self.arm_configs.items()}
-        return _digest({"arms": arms, "study": plain(self.config.study)})
+        block = {key: value for key, value in plain(self.config.study).items() if key != "smoke"}
+        return _digest({"arms": arms, "study": block})
 
     def expand(self) -> list[Run]:
         """All runs that the study yields today; those of an arm's seeds once its learning rate is known."""
@@ -224,6 +226,18 @@ class Study:
                         raise ConfigError(f"override {override}: {theirs} is set by arm {name}; change the arm instead")
 
 
+def smoke_overrides(name: str) -> list[str]:
+    """What SMOKE=1 adds to a study's overrides: those that its file names, two seeds, and no rates of another study."""
+    study = Study(name).definition
+    found = list(study.smoke)
+    if study.lr is not None:
+        found.append("study.lr=null" if study.lr.source else "study.lr.extend=0")
+    enough = 2 * study.calibration["size"] if study.calibration else 2
+    if len(study.seeds) > enough:
+        found.append(f"study.seeds={list(study.seeds[:enough])}".replace(" ", ""))
+    return found
+
+
 def config_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config of a run, as plain containers, without the study's own block."""
     return {key: value for key, value in plain(cfg).items() if key != "study"}
@@ -248,6 +262,7 @@ def parse(name: str, block: dict[str, Any]) -> Definition:
     lr = _make(RateBlock, "study.lr", {"source" if key == "from" else key: v for key, v in rates.items()}) if rates else None
     definition = _make(Definition, "study", {**block, "arms": arms, "contrasts": contrasts, "lr": lr})
     _check_contrasts(definition)
+    _check_others(definition)
     return definition
 
 
@@ -264,6 +279,17 @@ def _check_contrasts(definition: Definition) -> None:
         raise ConfigError("study.contrasts: exactly one must be primary")
 
 
+def _check_others(definition: Definition) -> None:
+    """Seeds are distinct integers; a control and a calibration name an arm."""
+    seeds = definition.seeds
+    if len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise ConfigError(f"study.seeds = {list(seeds)}: must be different integers ≥ 0")
+    for key in ("positive_control", "calibration"):
+        block = getattr(definition, key)
+        if block is not None and block.get("arm") not in definition.arms:
+            raise ConfigError(f"study.{key}.arm = {block.get('arm')}: not an arm; valid: {', '.join(definition.arms)}")
+
+
 def _arm(path: str, value: Any) -> Arm:
     return Arm(tuple(value)) if isinstance(value, list) else _make(Arm, path, value)
 
@@ -273,6 +299,10 @@ def _make(kind: type, path: str, values: dict[str, Any]) -> Any:
     for key in values:
         if key not in valid:
             raise ConfigError(f"{path}.{key}: unknown key; {nearest(key, valid)}")
+    for field_ in fields(kind):
+        value = values.get(field_.name, [])
+        if str(field_.type).startswith("tuple") and not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path}.{field_.name} = {value}: must be a list")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return kind(**values)

@@ -90,7 +90,8 @@ def attempt(
     except Exception as error:
         if not _is_the_stores(error):
             raise
-        _warn(f"tracking store {store.address}: {_line(error)}; the run's own files hold everything for a later push")
+        said = f"tracking store {store.address}: {_line(error)}; the run's own files hold everything for a later push"
+        _warn(said, f"{store.address} {type(error).__name__}")  # not each page of a server that is down
         return False
     return True
 
@@ -180,7 +181,7 @@ def _line(error: Exception) -> str:
     return (first or type(error).__name__)[:200]
 
 
-def _warn(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
+def _warn(message: str, reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
         log.warning(message)

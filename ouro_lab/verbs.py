@@ -13,7 +13,7 @@ from ouro_lab.check import check, match_table, register, save
 from ouro_lab.compute.hardware import measured_cpu_rate
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
 from ouro_lab.launch import progress_of
-from ouro_lab.study import RESULTS, Run, Study
+from ouro_lab.study import RESULTS, Run, Study, smoke_overrides
 from ouro_lab.training.callbacks import clock
 
 EFFICIENCY = 0.4  # of GEMM peak that a small model's step reaches on a CPU core (docs/log.md)
@@ -22,17 +22,18 @@ PUSH_SECONDS = 30.0
 
 def run(name: str, overrides: Sequence[str] = ()) -> int:
     """Check, prepare, execute what is left, report; always report, also after failures."""
-    study = Study(name, overrides)
+    study = _study(name, overrides)
     with records.run_lock(records.runs_root() / name) as free:
         if not free:
             raise ConfigError(f"study {name}: another process is running it; make status NAME={name}")
         parts = check(study)
+        launcher = build(study.config.launcher, "launcher")
+        study.expand()  # both may refuse, and nothing is written yet
         print(f"{name}: {study.definition.question}\n\n{match_table(study, parts)}\n", flush=True)
         store = prepare(study)
         register(study)
         save(study, parts)
         watch = Watch(study, parts, store)
-        launcher = build(study.config.launcher, "launcher")
         try:
             launcher.execute(study.todo, study.expand, watch)
         finally:
@@ -118,12 +119,13 @@ def list_studies() -> int:
     rate = measured_cpu_rate() * EFFICIENCY
     for name in study_names():
         study = Study(name)
+        minutes = "?"
         try:
             minutes = f"{_core_minutes(study, check(study), rate):.0f} core-minutes"
             counts = Counter(run.state for run in study.expand())
             state = ", ".join(f"{count} {what}" for what, count in counts.items())
-        except (ConfigError, ValueError) as error:
-            minutes, state = "?", str(error)
+        except (ConfigError, ValueError) as error:  # what it would cost is known also where its rates are not
+            state = str(error)
         evidence = " · evidence committed" if (RESULTS / name / "evidence.json").exists() else ""
         claim = ", ".join(study.definition.claim) or "none"
         print(f"{name}\n  {study.definition.question}\n  claim {claim} · {minutes} here · {state}{evidence}\n")
@@ -132,7 +134,7 @@ def list_studies() -> int:
 
 def status(name: str, overrides: Sequence[str] = ()) -> int:
     """done / running / diverged / failed / to do / stale, and the time left."""
-    study = Study(name, overrides)
+    study = _study(name, overrides)
     parts = check(study)
     runs = study.expand()
     counts = Counter(run.state for run in runs)
@@ -154,6 +156,8 @@ def evidence(name: str) -> int:
     """Exports a finished study to experiments/results/; the tree must be clean, so that the commit says what ran."""
     from analysis import report, runs
 
+    if records.smoke():
+        raise ConfigError(f"evidence {name}: SMOKE=1 is set; a shortened study is no evidence")
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     if dirty.strip():
         raise ConfigError(f"evidence {name}: the tree is not clean ({dirty.splitlines()[0].strip()}); commit first")
@@ -173,6 +177,10 @@ def evidence(name: str) -> int:
     report.write(result, folder)
     print(f"{name}: evidence in {folder.relative_to(ROOT)}; commit it")
     return 0
+
+
+def _study(name: str, overrides: Sequence[str]) -> Study:
+    return Study(name, [*overrides, *(smoke_overrides(name) if records.smoke() else [])])
 
 
 def _provenance(study: Study, content: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ COMMON = [
 SHRINK = {
     "p_hop": [
         *(override for override in COMMON if override != "data.length=32"),
-        "data.task.length=12",
         "data.val_size=4",
         "data.test_size=4",
         "budget.steps=2",
@@ -54,11 +53,11 @@ def borrows(study: Study) -> bool:
 
 def shrunk(name: str, arm: str, corpus: Path) -> Run:
     """One arm's run; a key that the arm sets is its own, unless it makes the run long."""
-    family = "text" if "text" in name else "p_hop"
+    family, definition = "text" if "text" in name else "p_hop", full(name).definition
     shrink = [*SHRINK[family], *([f"data.corpus.path={corpus}"] if family == "text" else [])]
-    kept = [item for item in full(name).definition.arms[arm].overrides if not item.startswith(("budget", "backbone.width"))]
-    study = Study(name, [*shrink, "study.lr=null", "study.contrasts={}", f"study.arms={{{arm}: [{','.join(kept)}]}}"])
-    return study.run(arm, 1e-3, 0)
+    kept = [f"'{item}'" for item in definition.arms[arm].overrides if not item.startswith(("budget", "backbone.width"))]
+    gone = [f"~study.{block}" for block in ("arms", "contrasts", "lr") if getattr(Study(name).definition, block)]
+    return Study(name, [*shrink, *gone, f"+study.arms={{{arm}: [{','.join(kept)}]}}"]).run(arm, 1e-3, 0)
 
 
 ARMS = [(name, arm) for name in study_names() for arm in full(name).definition.arms]

@@ -1,5 +1,6 @@
 """The local launcher on real processes: order, slots, deaths, adoption, and a study killed at any moment."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,13 +18,14 @@ from tests_support import TINY
 from ouro_lab import launch, records
 from ouro_lab.config import ROOT
 from ouro_lab.launch import Local
+from ouro_lab.run import execute as execute_run
 from ouro_lab.study import ATTEMPTS, Run, Study
 from ouro_lab.training import checkpoint
 
 ONE_SEED = [*TINY, "study.seeds=[0]", "tracking=none"]
 
 # A backbone whose process kills itself, as the kernel does to one that takes too much memory.
-DEADLY = '''
+DEADLY = """
 import os, signal
 from ouro_lab.model import looped
 
@@ -30,7 +33,7 @@ def build(**arguments):
     if arguments.get("loops") != 1 and os.environ.get("DEADLY") == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return looped(**arguments)
-'''
+"""
 
 
 class Seen:
@@ -92,15 +95,15 @@ class FakeProcess:
     def terminate(self) -> None:
         self.wait()
 
-    def wait(self) -> None:
+    def wait(self, timeout: float | None = None) -> None:
         pass
 
 
 def test_longest_first_and_never_more_than_the_slots(monkeypatch):
     study = Study("p_hop", [*TINY, "tracking=none"])
     FakeProcess.study, FakeProcess.started, FakeProcess.most = study, [], 0
-    monkeypatch.setattr(launch.subprocess, "Popen", FakeProcess)
-    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=FakeProcess))
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     seen = execute(study, slots=2)
     assert sorted(FakeProcess.started) == sorted(run.id for run in study.expand())
     assert FakeProcess.most == seen.most == 2
@@ -111,9 +114,9 @@ def test_longest_first_and_never_more_than_the_slots(monkeypatch):
 
 def test_a_process_that_dies_is_retried_twice_and_the_others_are_unaffected(tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY)
-    arms = "study.arms={good: [backbone.loops=1], bad: [backbone.loops=2]}"
-    overrides = [*TINY, "study.seeds=[0]", "study.contrasts={}", "study.positive_control=null", arms]
-    overrides += ["backbone._target_=deadly.build", "tracking=none", "launcher.slots=2"]
+    arms = "+study.arms={good: ['backbone.loops=1'], bad: ['backbone.loops=2']}"
+    overrides = [*ONE_SEED, "~study.arms", "~study.contrasts", "~study.positive_control", arms]
+    overrides += ["backbone._target_=deadly.build", "launcher.slots=2"]
     paths = [str(tmp_path), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     code = f"""
@@ -156,14 +159,41 @@ def test_a_run_under_a_killed_parent_is_adopted_not_doubled():
     assert records.read_state(one.directory)["attempts"] == 1
 
 
+def test_a_run_that_another_process_took_first_is_not_buried():
+    """The study was killed while a run's process was still importing: the next call starts a second, which yields."""
+    one = Study("p_hop", ONE_SEED).expand()[0]
+    pool = launch._Pool(Local(slots=1))
+    with records.run_lock(one.directory) as free:
+        assert free
+        second = start_run(one)
+        assert second.wait(timeout=60) == 0
+        pool.active[one.id] = (one, second, (one.directory / "log.txt").open("a"), [], time.time())
+        pool.reap()
+        assert records.read_state(one.directory) is None
+    assert pool.active == {}
+    assert one.state == "to do"
+
+
+def test_stopping_a_study_uses_up_no_attempt():
+    one = Study("p_hop", [*ONE_SEED, "budget.steps=2000"]).expand()[0]
+    for _ in range(2):
+        process = start_run(one)
+        wait_for(lambda: one.state == "running" and records.last_step(one.directory / "metrics.jsonl") > 4)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        assert one.state == "to do"
+    assert records.read_state(one.directory)["attempts"] == 1
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_as_if_unbroken(tmp_path, monkeypatch):
     study = Study("p_hop", [*ONE_SEED, "budget.steps=60", "trainer.val_every=10", "launcher.slots=2"])
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    finish_study(study, unbroken)
+    monkeypatch.setenv("OURO_RUNS", str(unbroken))
+    assert [execute_run(run) for run in study.expand()] == [0, 0, 0]
+    monkeypatch.setenv("OURO_RUNS", str(broken))
     dice = random.Random(int.from_bytes(os.urandom(4), "little"))
     with killed_study(study, broken) as parent:  # one run's process dies, then the study with all that it started
-        monkeypatch.setenv("OURO_RUNS", str(broken))
         wait_for(lambda: any(run.state == "running" for run in study.expand()))
         time.sleep(delay := dice.uniform(0, 2))
         victims = [records.read_state(run.directory)["pid"] for run in study.expand() if run.state == "running"]
@@ -195,7 +225,7 @@ def study_process(study: Study, root: Path) -> subprocess.Popen:
 
 
 def finish_study(study: Study, root: Path) -> None:
-    assert study_process(study, root).wait(timeout=120) == 0
+    assert study_process(study, root).wait(timeout=240) == 0
 
 
 class killed_study:  # noqa: N801
@@ -213,12 +243,12 @@ class killed_study:  # noqa: N801
 
 def kill_all(parent: subprocess.Popen, study: Study) -> None:
     """kill −9 of the study's process group and of each run's own."""
-    for pid in [parent.pid, *children_of(parent.pid)]:
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-    parent.wait()
+    if parent.poll() is None:
+        os.kill(parent.pid, signal.SIGSTOP)  # so that it starts none while we look
+        for pid in [*children_of(parent.pid), parent.pid]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        parent.wait()
     wait_for(lambda: not any(run.state == "running" for run in study.expand()))
 
 

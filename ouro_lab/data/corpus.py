@@ -84,6 +84,8 @@ class TextFiles:
         files = [str(file) for file in files if file.is_file()]
         if not files:
             raise FileNotFoundError(f"path = {self.path}: no such file; must be a text file or a glob pattern")
+        if not any(Path(file).stat().st_size for file in files):
+            raise ValueError(f"path = {self.path}: holds no text")
         datasets = _datasets()
         try:
             return datasets.load_dataset(

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from ouro_lab import records
 from ouro_lab.compute.hardware import peak_flops
 from ouro_lab.records import MetricsLog
-from ouro_lab.training.module import Diverged, LoopedModule
+from ouro_lab.training.module import DivergedError, LoopedModule
 
 
 class Recorder(Callback):
@@ -80,7 +80,7 @@ class Recorder(Callback):
 def _check_finite(trainer: L.Trainer, row: dict[str, float]) -> None:
     for name in ("train/loss", "optim/grad_norm", "val/loss"):
         if name in row and not math.isfinite(row[name]):
-            raise Diverged(f"{name} = {row[name]} at or before step {trainer.global_step} of {trainer.max_steps}")
+            raise DivergedError(f"{name} = {row[name]} at or before step {trainer.global_step} of {trainer.max_steps}")
 
 
 class Settled(Callback):

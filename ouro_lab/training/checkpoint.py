@@ -42,7 +42,8 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path}: cannot be read ({reason}); delete it to continue without it") from None
+        message = f"checkpoint {path}: cannot be read ({reason}); delete it to continue without it"
+        raise CheckpointError(message) from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"checkpoint {path}: has no 'state_dict'")
     return content

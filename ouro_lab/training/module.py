@@ -25,7 +25,7 @@ class Objective(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """Training met a non-finite loss or gradient: a datum, not a failure."""
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 class Schedule(Protocol):
@@ -36,7 +37,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WSD:
-    """Warm-up, stable, decay: linear warm-up, constant, then 1 − √ down to `final` over the last `decay` of all steps."""
+    """Warm-up, stable, decay: linear up, constant, then 1 − √ down to `final` over the last `decay` of all steps."""
 
     warmup: float = 0.04
     decay: float = 0.2
@@ -70,11 +71,11 @@ class AdamW:
         if not self.lr > 0:
             raise ValueError(f"optim.lr = {self.lr!r}: must be a number > 0")
 
-    def build(self, module: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    def build(self, module: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The optimiser over `module`'s trainable parameters and its scheduler for `steps` optimiser steps."""
         groups = decay_groups(module.named_parameters(), self.weight_decay)
         optimiser = torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps, fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.schedule(step, steps))
+        scheduler = LambdaLR(optimiser, lambda step: self.schedule(step, steps))
         return optimiser, scheduler
 
 

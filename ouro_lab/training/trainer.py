@@ -1,6 +1,8 @@
 """Lightning's Trainer with this project's checkpoints and files. Parallelism, precision, clipping are Lightning's."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -28,9 +30,7 @@ def build(
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
     clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
     """
-    for name, value in {"accumulate": accumulate, "val_every": val_every, "log_every": log_every}.items():
-        if value < 1:
-            raise ValueError(f"trainer.{name} = {value!r}: must be an integer ≥ 1")
+    check_counts({"accumulate": accumulate, "val_every": val_every, "log_every": log_every})
     checkpoints = ModelCheckpoint(
         dirpath=run_dir / "checkpoints",
         filename="step={step:08d}",
@@ -62,3 +62,15 @@ def build(
         use_distributed_sampler=False,  # the datamodule slices the global batch itself
         default_root_dir=run_dir,
     )
+
+
+def check_counts(arguments: Mapping[str, Any]) -> None:
+    """Of `build`'s arguments those that count steps; asked before a study starts too, where no trainer is built.
+
+    Raises:
+        ValueError: one that is no integer ≥ 1.
+    """
+    for name in ("accumulate", "val_every", "log_every"):
+        value = arguments.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"trainer.{name} = {value!r}: must be an integer ≥ 1")

@@ -1,0 +1,75 @@
+"""What README.md says to type is typed: every `make` line of its code blocks, with SMOKE=1 and this interpreter."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ouro_lab.config import ROOT, study_names
+from ouro_lab.study import Study, smoke_overrides
+
+BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Not run here: the tests themselves, and a server that ends when one stops it.
+LONG = ("make test", "make ui", "make setup")
+REFUSED = ("make evidence",)  # a shortened study is no evidence, and says so
+
+
+def commands() -> list[str]:
+    lines = [line for block in BLOCK.findall((ROOT / "README.md").read_text()) for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("make ")]
+
+
+def type_in(command: str, runs: Path) -> subprocess.CompletedProcess:
+    """As a person would, but for the environment: this interpreter, which is ready."""
+    environment = os.environ | {"SMOKE": "1", "OURO_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    environment.pop("MAKEFLAGS", None)
+    stamp = runs.parent / "ready"  # stands for the environment's stamp, and -o keeps make from remaking it
+    stamp.touch()
+    words = [*shlex.split(command), f"PY={sys.executable}", f"READY={stamp}", "-o", str(stamp)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all lines, as they are typed one after the other."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_the_readme_names_the_verbs():
+    typed = {command.split()[1] for command in commands()}
+    assert {"experiment", "test", "list", "status", "report", "evidence", "ui"} <= typed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in commands() if not command.startswith(LONG)])
+def test_a_command_of_the_readme_works(command, runs):
+    before = git_status()
+    done = type_in(command, runs)
+    if command.startswith(REFUSED):
+        assert done.returncode == 2
+        assert [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    else:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "Traceback" not in done.stderr
+    assert {path.name for path in runs.iterdir()} <= {"smoke"}
+    assert git_status() == before
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_smoke_overrides_leave_a_study_that_checks(name):
+    from ouro_lab.check import check
+
+    whole, short = Study(name), Study(name, smoke_overrides(name))
+    parts = check(short)
+    assert 0 < len(short.expand()) <= 20
+    assert all(part.steps <= 20 for part in parts.values())
+    assert parts.keys() == whole.definition.arms.keys()
+
+
+def git_status() -> str:
+    done = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout
