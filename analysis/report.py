@@ -227,5 +227,6 @@ def _counts(result: StudyResult) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in result.counts.items())
     return f"Runs: {counts or 'none'}."
 
+
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,14 +1,18 @@
 """What `make` calls: python -m ouro_lab run|list|status|evidence [NAME] [overrides]."""
 
+import signal
 import sys
+from types import FrameType
 
 from ouro_lab.config import ConfigError, nearest
+from ouro_lab.run import first_line
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 fine, 1 some runs failed, 2 bad input."""
     from ouro_lab import verbs
 
+    signal.signal(signal.SIGTERM, _stop)
     known = {"run": verbs.run, "list": verbs.list_studies, "status": verbs.status, "evidence": verbs.evidence}
     try:
         if not arguments or arguments[0] not in known:
@@ -18,11 +22,16 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"NAME: missing; {nearest('', verbs.study_names())}")
         return known[arguments[0]](*arguments[1:2], *([arguments[2:]] if arguments[0] in ("run", "status") else []))
     except (ConfigError, ValueError, FileNotFoundError) as error:
-        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM stops a study as Ctrl-C does: its runs write where they stand."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

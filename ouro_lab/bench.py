@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -30,7 +31,9 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.ends.append(time.perf_counter())
 
 
@@ -40,7 +43,7 @@ def main(names: list[str]) -> int:
     for name in names or ["p_hop", "text"]:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["OURO_RUNS"] = folder
-            print(_line(name, **overhead(name)), flush=True)
+            print(_line(name, overhead(name)), flush=True)
     return 0
 
 
@@ -112,9 +115,9 @@ def _steps(ends: list[float]) -> list[float]:
     return [after - before for before, after in zip(ends[WARM - 1 :], ends[WARM:], strict=False)]
 
 
-def _line(name: str, bare: float, run: float, checkpoint: float, every: int, ratio: float) -> str:
-    times = f"{1e3 * bare:6.1f} ms  {1e3 * run:7.1f} ms  {1e3 * checkpoint:7.1f} ms"
-    return f"{name:8s} {times}  {every:9d}  {ratio:.3f}"
+def _line(name: str, found: dict[str, float]) -> str:
+    times = "  ".join(f"{1e3 * found[key]:7.1f} ms" for key in ("bare", "run", "checkpoint"))
+    return f"{name:8s} {times}  {found['every']:9.0f}  {found['ratio']:.3f}"
 
 
 if __name__ == "__main__":

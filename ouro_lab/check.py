@@ -1,5 +1,6 @@
 """The check before anything trains: every arm built on the meta device, every contrast's match, and study.json."""
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,7 @@ from ouro_lab import records
 from ouro_lab.assembly import Parts, assemble
 from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
-from ouro_lab.config import ConfigError, build, plain
+from ouro_lab.config import ConfigError, build, nearest, plain
 from ouro_lab.data.sampler import Slice
 from ouro_lab.study import Study
 
@@ -28,6 +29,7 @@ def check(study: Study) -> dict[str, Parts]:
         except ValueError as error:
             raise ConfigError(f"{study.name}: arm {name}: {error}") from error
     for name, contrast in study.definition.contrasts.items():
+        _check_metric(f"study.contrasts.{name}.metric", contrast.metric, parts[contrast.arm])
         try:
             costs = parts[contrast.arm].cost, parts[contrast.reference].cost
             check_match(name, *costs, list(contrast.equal), contrast.limit)
@@ -46,6 +48,15 @@ def _check_training(config: DictConfig, part: Parts) -> None:
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if isinstance(devices, int) and devices > 0:
         Slice(part.data.batch_size, devices * nodes, 0, trainer.get("accumulate", 1))
+
+
+def _check_metric(path: str, metric: str, part: Parts) -> None:
+    """A misspelt metric would be noticed only in the report, when everything has run."""
+    names = ["loss", "accuracy", *(f"accuracy/{group}" for group in part.data.groups)]
+    names += ["bits_per_byte"] if getattr(part.data, "count_bytes", False) else []
+    by_loop = re.sub(r"_loop\d+", "", metric)
+    if by_loop not in [*names, "exit_loop_mean"]:
+        raise ConfigError(f"{path} = {metric}: no such metric; {nearest(metric, names)}")
 
 
 def matches(study: Study, parts: dict[str, Parts]) -> dict[str, list[Match]]:

@@ -37,7 +37,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
         cfg = _compose(name, overrides, folder)
     except (HydraException, OmegaConfBaseException) as error:  # a malformed override too
         raise ConfigError(_explain(error, name, folder)) from None
-    unknown = [key for key in cfg if key not in SECTIONS + SCALARS]
+    unknown = [str(key) for key in cfg if key not in SECTIONS + SCALARS]
     if unknown:
         raise ConfigError(f"{name}: {unknown[0]}: unknown key; {nearest(unknown[0], SECTIONS + SCALARS)}")
     check_leaves(cfg)
@@ -85,17 +85,22 @@ def _compose(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
 def _may_add(override: str) -> str:
     """An argument that a choice leaves at its default may be set without Hydra's `+`: `check_leaves` finds typos."""
     key = override.split("=")[0]
-    return f"++{override}" if key.split(".")[0] in SECTIONS and "." in key and key[0].isalpha() else override
+    return f"++{override}" if key.split(".")[0] in (*SECTIONS, "study") and "." in key else override
+
+
+def plain_unresolved(node: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(node, resolve=False)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _check_node(path: str, node: DictConfig) -> None:
-    target = OmegaConf.to_container(node, resolve=False).get("_target_")
+    target = plain_unresolved(node).get("_target_")
     if target:
         valid = _arguments(target)
         for key in node:
             if valid is not None and not str(key).startswith("_") and key not in valid:
                 raise ConfigError(f"{path}.{key}: unknown key; {nearest(str(key), valid)}")
-    for key, child in node.items_ex(resolve=False) if hasattr(node, "items_ex") else node.items():
+    for key, child in node.items():
         if isinstance(child, DictConfig):
             _check_node(f"{path}.{key}", child)
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -39,9 +39,7 @@ class Local:
             return self.slots
         if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
             return max(1, torch.cuda.device_count() // devices)
-        return max(1, len(os.sched_getaffinity(0)) // (self.threads * devices)) if hasattr(os, "sched_getaffinity") else (
-            max(1, (os.cpu_count() or 1) // (self.threads * devices))
-        )
+        return max(1, _cores() // (self.threads * devices))
 
     def execute(self, todo: Callable[[], list[Run]], everything: Callable[[], list[Run]], watch: Watch) -> None:
         """Runs what `todo` says until nothing is left, longest first; `watch` sees the active runs twice a second.
@@ -92,12 +90,11 @@ class _Pool:
 
     def _bury(self, run: Run, reason: str) -> None:
         """Records a death that the process could not record; one before it began uses up an attempt too."""
-        before = (records.read_state(run.directory) or {}).get("attempts", 0)
-        began = (records.read_state(run.directory) or {}).get("state") == "running"
+        before = records.read_state(run.directory) or {}
         records.finish(run.directory, "failed", reason)
-        if not began:
-            state = records.read_state(run.directory)
-            records.write_json(run.directory / "state.json", state | {"attempts": before + 1})
+        if before.get("state") != "running":
+            state = records.read_state(run.directory) or {}
+            records.write_json(run.directory / "state.json", state | {"attempts": before.get("attempts", 0) + 1})
 
     def stop(self) -> None:
         for _, process, *_ in self.active.values():
@@ -128,6 +125,11 @@ class _Pool:
         return [gpu for gpu in range(torch.cuda.device_count()) if gpu not in taken][:devices]
 
 
+def _cores() -> int:
+    """Cores that this process may use; a container's share where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _thread_limits(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
     return dict.fromkeys(names, str(threads)) | {"PYTHONUNBUFFERED": "1"}
@@ -136,12 +138,12 @@ def _thread_limits(threads: int) -> dict[str, str]:
 def _length(run: Run) -> float:
     """Expected cost, to start the longest first: known FLOPs, else steps × effective depth."""
     backbone, budget = run.config["backbone"], run.config["budget"]
-    depth = backbone.get("layers", 1) * (1 if "iso_parameter" in backbone.get("_target_", "") else backbone.get("loops", 1))
+    loops = 1 if "iso_parameter" in backbone.get("_target_", "") else backbone.get("loops", 1)
     size = budget["steps"] or budget["tokens"] or budget["flops"]
-    return float(size) * depth * backbone.get("width", 1)
+    return float(size) * backbone.get("layers", 1) * loops * backbone.get("width", 1)
 
 
-def progress_of(runs: list[Run]) -> Iterator[tuple[Run, int, int]]:
+def progress_of(runs: Iterable[Run]) -> Iterator[tuple[Run, int, int]]:
     """(run, step, steps) of active runs, from their own records."""
     for run in runs:
         cost = records.read_note(run.directory).get("cost", {})

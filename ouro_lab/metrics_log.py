@@ -16,7 +16,8 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._step: int | None = None  # of the last row; None until the file was looked at
+        self._step = -1  # of the last row
+        self._looked = False
         self._names: set[str] = set()  # written at that step
 
     def append(self, step: int, row: Mapping[str, float]) -> None:
@@ -25,7 +26,7 @@ class MetricsLog:
         Raises:
             ValueError: `step` lies before the last row's.
         """
-        if self._step is None:
+        if not self._looked:
             self._look()
         if step < self._step:
             raise ValueError(f"metrics of step {step} after those of step {self._step}: cut({step}) first")
@@ -45,11 +46,11 @@ class MetricsLog:
             kept = [line for line in lines if (row := _parse(line)) is not None and row["step"] <= step]
             if len(kept) < len(lines):
                 replace_file(self.path, "".join(kept))
-        self._step = None
+        self._looked = False
 
     def _look(self) -> None:
         """Reads where an earlier process stopped; removes the half line that a kill leaves."""
-        self._step, self._names = -1, set()
+        self._step, self._names, self._looked = -1, set(), True
         if not self.path.is_file():
             return
         content = self.path.read_bytes()

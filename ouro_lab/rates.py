@@ -50,7 +50,8 @@ class RateBlock:
             sweep = Sweep(tuple(grid), values, self)
             if not sweep.complete or sweep.inside or len(grid) == len(self.grid) + self.extend:
                 break
-            grid = sorted([*grid, grid[0] ** 2 / grid[1] if sweep.best == grid[0] else grid[-1] ** 2 / grid[-2]])
+            beyond = grid[0] ** 2 / grid[1] if sweep.best == grid[0] else grid[-1] ** 2 / grid[-2]
+            grid = sorted([*grid, float(f"{beyond:.6g}")])  # a number that a command line and a name can hold
         return sweep
 
     def borrow(self, arm: str, wanted: str) -> Rate:
@@ -59,7 +60,7 @@ class RateBlock:
         Raises:
             ConfigError: the source has no finished sweep, here or committed.
         """
-        sweep = _finished_sweep(self.source)
+        sweep = _finished_sweep(self.source or "")
         if arm not in sweep:
             raise ConfigError(f"study.lr.from = {self.source}: has no arm {arm}; it has {', '.join(sorted(sweep))}")
         chosen = sweep[arm]
@@ -75,7 +76,7 @@ class RateBlock:
             return None
         if state["state"] == "diverged":
             return -math.inf if self.higher_is_better else math.inf
-        return records.read_final(directory)["metrics"][f"final/{self.metric}"]
+        return (records.read_final(directory) or {})["metrics"][f"final/{self.metric}"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Sweep:
 
     @property
     def means(self) -> dict[float, float]:
-        return {lr: sum(values) / len(values) for lr, values in self.values.items() if None not in values}
+        known = {lr: [value for value in values if value is not None] for lr, values in self.values.items()}
+        return {lr: sum(found) / len(found) for lr, found in known.items() if len(found) == len(self.values[lr])}
 
     @property
     def best(self) -> float:
@@ -110,7 +112,11 @@ class Sweep:
         return Rate(self.best, self.inside, f"rates swept here, {where}")
 
     def as_dict(self) -> dict[str, Any]:
-        content = {"grid": list(self.grid), "metric": self.block.metric, "seeds": list(self.block.seeds)}
+        content: dict[str, Any] = {
+            "grid": list(self.grid),
+            "metric": self.block.metric,
+            "seeds": list(self.block.seeds),
+        }
         content |= {"values": {f"{lr:g}": values for lr, values in self.values.items()}}
         content |= {"mean": {f"{lr:g}": mean for lr, mean in self.means.items()}}
         if self.complete:

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def checkpoint_step(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def run_lock(directory: Path, patience: float = 0.5) -> Iterator[bool]:
+def run_lock(directory: Path, patience: float = 0.5) -> Generator[bool, None, None]:
     """Holds the run for this process; yields whether it was free. The kernel lets go of it when the process dies."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a") as file:

@@ -5,9 +5,11 @@
 The same command again resumes from the last complete checkpoint, or says that the run is done.
 """
 
+import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,18 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         return execute(run)
     except (ConfigError, ValueError, FileNotFoundError) as error:
-        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr, flush=True)
+        print(f"error: {first_line(error)}", file=sys.stderr, flush=True)
         return 2
 
 
 def find(arguments: list[str]) -> Run:
     """The run that the arguments name; what is not study, arm, lr or seed is an override."""
-    given = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in NAMED and "=" in argument)
+    pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
+    given = {pair[0]: pair[1] for pair in pairs if pair[0] in NAMED}
     for name in ("study", "arm"):
         if name not in given:
-            raise ConfigError(f"{name}: missing; usage: python -m ouro_lab.run study=… arm=… [lr=…] [seed=…] [overrides]")
+            usage = "python -m ouro_lab.run study=… arm=… [lr=…] [seed=…] [overrides]"
+            raise ConfigError(f"{name}: missing; usage: {usage}")
     study = Study(given["study"], [argument for argument in arguments if argument.split("=", 1)[0] not in NAMED])
     if given["arm"] not in study.definition.arms:
         study.run(given["arm"], 1.0, 0)  # raises, naming the valid arms
@@ -93,6 +97,7 @@ class Session:
     def __init__(self, run: Run) -> None:
         from ouro_lab.assembly import assemble
 
+        quiet()
         self.run = run
         self.config: DictConfig = OmegaConf.create(run.config)
         parts = assemble(self.config)
@@ -137,7 +142,8 @@ class Session:
 
         initialise(parts.backbone, self.config.seed)
         optim = build(self.config.optim, "optim")
-        module = LoopedModule(parts.backbone, parts.objective, optim, self.data.metrics(parts.backbone.loops), self.steps)
+        metrics = self.data.metrics(parts.backbone.loops)
+        module = LoopedModule(parts.backbone, parts.objective, optim, metrics, self.steps)
         if self.config.init_from is not None:
             self._load(source(self.config.init_from), module)
         return module
@@ -171,8 +177,9 @@ def facts(parts: Any, config: DictConfig) -> dict[str, Any]:
 
 def initialise(backbone: torch.nn.Module, seed: int) -> None:
     """Weights as a function of (seed, parameter name); a backbone of one's own may keep its torch defaults."""
-    if hasattr(backbone, "initialise"):
-        backbone.initialise(seed)
+    own = getattr(backbone, "initialise", None)
+    if callable(own):
+        own(seed)
 
 
 def source(init_from: str) -> Path:
@@ -212,8 +219,19 @@ def _stopped(error: BaseException | None) -> bool:
     return False
 
 
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def quiet() -> None:
+    """Lightning's advertisements and the deprecations that are its own."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # how every resumed run finds it
+
+
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    return f"{type(error).__name__}: {first_line(error)}"[:300]
 
 
 if __name__ == "__main__":

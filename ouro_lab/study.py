@@ -23,6 +23,8 @@ ATTEMPTS = 3  # a failed run is retried at most twice
 
 # What says where and how a run executes, not what it computes.
 OUTSIDE_HASH = ("launcher", "tracking", "study")
+# What a study says of itself and how it is drawn; rewording changes no verdict.
+WORDS = ("question", "hypothesis", "claim", "scope", "figures", "smoke")
 EVALUATION = ("seed", "val_size", "test_size", "val_tokens", "test_tokens", "eval_batch_size")
 OUTSIDE_HASH_TRAINER = ("devices", "num_nodes", "strategy")
 
@@ -98,7 +100,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """Arguments after `python -m ouro_lab.run`."""
-        return [f"study={self.study}", f"arm={self.arm}", f"lr={self.lr:g}", f"seed={self.seed}", *self.overrides]
+        return [f"study={self.study}", f"arm={self.arm}", f"lr={self.lr!r}", f"seed={self.seed}", *self.overrides]
 
     @property
     def state(self) -> str:
@@ -144,9 +146,9 @@ class Study:
 
     @cached_property
     def hash(self) -> str:
-        """Of everything that the verdict depends on: arms, seeds, contrasts, rules, budgets; no results."""
+        """Of all that the verdict depends on: arms, seeds, rates, contrasts, rules, budgets; no words, no results."""
         arms = {name: config_of(cfg) for name, cfg in self.arm_configs.items()}
-        block = {key: value for key, value in plain(self.config.study).items() if key != "smoke"}
+        block = {key: value for key, value in plain(self.config.study).items() if key not in WORDS}
         return _digest({"arms": arms, "study": block})
 
     def expand(self) -> list[Run]:
@@ -159,9 +161,9 @@ class Study:
                         run = self.run(arm, lr, seed, "lr")
                         runs.setdefault(run.id, run)
             rate = self.rate(arm)
-            for seed in self.definition.seeds if rate else ():
-                run = self.run(arm, rate.lr, seed, "main")
-                runs[run.id] = run
+            if rate is not None:
+                main = [self.run(arm, rate.lr, seed, "main") for seed in self.definition.seeds]
+                runs |= {run.id: run for run in main}
         return list(runs.values())
 
     def todo(self) -> list[Run]:
@@ -181,6 +183,8 @@ class Study:
 
     def sweep(self, arm: str) -> Sweep:
         """The learning-rate sweep of an arm as far as its runs have come."""
+        if self.definition.lr is None:
+            raise ConfigError(f"study {self.name}: has no study.lr to sweep")
         return self.definition.lr.sweep(lambda lr, seed: self.run(arm, lr, seed, "lr").directory)
 
     def rate(self, arm: str) -> Rate | None:
@@ -222,7 +226,7 @@ class Study:
             for name, arm in self.definition.arms.items():
                 for set_by_arm in arm.overrides:
                     theirs = set_by_arm.lstrip("+~").split("=")[0]
-                    if key == theirs or theirs.startswith(f"{key}."):
+                    if key in (theirs, f"{theirs}._target_") or theirs.startswith(f"{key}."):
                         raise ConfigError(f"override {override}: {theirs} is set by arm {name}; change the arm instead")
 
 
@@ -255,11 +259,10 @@ def parse(name: str, block: dict[str, Any]) -> Definition:
     arms = {key: _arm(f"study.arms.{key}", value) for key, value in (block.pop("arms", None) or {}).items()}
     if not arms:
         raise ConfigError(f"study {name}: study.arms is empty: name at least one arm")
-    contrasts = {
-        key: _make(Contrast, f"study.contrasts.{key}", value) for key, value in (block.pop("contrasts", None) or {}).items()
-    }
-    rates = block.pop("lr", None)
-    lr = _make(RateBlock, "study.lr", {"source" if key == "from" else key: v for key, v in rates.items()}) if rates else None
+    given = (block.pop("contrasts", None) or {}).items()
+    contrasts = {key: _make(Contrast, f"study.contrasts.{key}", value) for key, value in given}
+    rates = {"source" if key == "from" else key: value for key, value in (block.pop("lr", None) or {}).items()}
+    lr = _make(RateBlock, "study.lr", rates) if rates else None
     definition = _make(Definition, "study", {**block, "arms": arms, "contrasts": contrasts, "lr": lr})
     _check_contrasts(definition)
     _check_others(definition)
@@ -294,7 +297,7 @@ def _arm(path: str, value: Any) -> Arm:
     return Arm(tuple(value)) if isinstance(value, list) else _make(Arm, path, value)
 
 
-def _make(kind: type, path: str, values: dict[str, Any]) -> Any:
+def _make(kind: Any, path: str, values: dict[str, Any]) -> Any:
     valid = [f.name for f in fields(kind)]
     for key in values:
         if key not in valid:

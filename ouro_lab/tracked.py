@@ -140,7 +140,8 @@ class Tracked:
         from omegaconf import OmegaConf
 
         path = self.directory / "config.yaml"
-        return dict(OmegaConf.to_container(OmegaConf.load(path), resolve=True)) if path.is_file() else {}
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True) if path.is_file() else {}
+        return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
     def _first(self, places: Iterable[str], config: Mapping[str, Any]) -> Any:
         """record.json, which knows defaults too, before config.yaml, which states choices."""

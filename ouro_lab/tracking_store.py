@@ -5,7 +5,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +139,7 @@ def _check_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _settings(store: Store) -> Iterator[None]:
+def _settings(store: Store) -> Generator[None, None, None]:
     """MLflow reads these from the environment; they hold only during our calls."""
     wanted = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -164,7 +164,7 @@ def _settings(store: Store) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None, None, None]:
     with path.open("a") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,7 +12,7 @@ from ouro_lab.assembly import Parts
 from ouro_lab.check import check, match_table, register, save
 from ouro_lab.compute.hardware import measured_cpu_rate
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
-from ouro_lab.launch import progress_of
+from ouro_lab.progress import StudyProgress
 from ouro_lab.study import RESULTS, Run, Study, smoke_overrides
 from ouro_lab.training.callbacks import clock
 
@@ -39,7 +39,7 @@ def run(name: str, overrides: Sequence[str] = ()) -> int:
         finally:
             watch.end()
             save(study, parts)
-            _report(study, store)
+        _report(study, store)
     failed = [run.id for run in study.expand() if run.state == "failed"]
     for run_id in failed:
         reason = (records.read_state(records.runs_root() / name / run_id) or {}).get("reason", "")
@@ -60,48 +60,23 @@ def prepare(study: Study) -> Any:
 
 
 class Watch:
-    """Shows how far the study is and sends finished rows to the tracking store."""
+    """Shows how far the study is and sends rows to the tracking store while runs make them."""
 
     def __init__(self, study: Study, parts: dict[str, Parts], store: Any) -> None:
         self.study, self.store = study, store
-        self.flops = {name: part.cost["training_flops"] for name, part in parts.items()}
-        self.began, self.first = time.monotonic(), self._work_done([])
-        self.pushed_at, self.shown_at = 0.0, 0.0
+        self.progress = StudyProgress(study, {name: part.cost["training_flops"] for name, part in parts.items()})
+        self.pushed_at = 0.0
         self.pushed: set[str] = set()
 
     def __call__(self, active: list[Run]) -> None:
-        now = time.monotonic()
-        if now - self.shown_at >= 15:
-            self.shown_at = now
-            print(self.line(active), flush=True)
-        if now - self.pushed_at >= PUSH_SECONDS:
-            self.pushed_at = now
+        self.progress.show(active)
+        if time.monotonic() - self.pushed_at >= PUSH_SECONDS:
+            self.pushed_at = time.monotonic()
             self._push(active)
 
     def end(self) -> None:
+        self.progress.end()
         self._push([])
-        print(self.line([]), flush=True)
-
-    def line(self, active: list[Run]) -> str:
-        """`p_hop 4/9 done · looped-0.002-1 1250/2000 · 5 min 20 s left`."""
-        runs = self.study.expand()
-        counts = Counter(run.state for run in runs)
-        finished = counts["done"] + counts["diverged"] + counts["failed"]
-        parts = [f"{self.study.name} {finished}/{len(runs)} runs finished"]
-        parts += [f"{counts[state]} {state}" for state in ("diverged", "failed") if counts[state]]
-        parts += [f"{run.arm} {run.lr:g} seed {run.seed}: {step}/{steps}" for run, step, steps in progress_of(active)]
-        left = self._seconds_left(runs, active)
-        return " · ".join(parts + ([f"{clock(left)} left"] if left is not None and active else []))
-
-    def _seconds_left(self, runs: list[Run], active: list[Run]) -> float | None:
-        done = self._work_done(active)
-        seconds = time.monotonic() - self.began
-        total = sum(self.flops[run.arm] for run in runs)
-        return (total - done) * seconds / (done - self.first) if done > self.first and seconds > 5 else None
-
-    def _work_done(self, active: list[Run]) -> float:
-        done = sum(self.flops[run.arm] for run in self.study.expand() if run.finished)
-        return done + sum(self.flops[run.arm] * step / max(steps, 1) for run, step, steps in progress_of(active))
 
     def _push(self, active: list[Run]) -> None:
         for run in self.study.expand():
@@ -158,7 +133,7 @@ def evidence(name: str) -> int:
 
     if records.smoke():
         raise ConfigError(f"evidence {name}: SMOKE=1 is set; a shortened study is no evidence")
-    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    dirty = _uncommitted()
     if dirty.strip():
         raise ConfigError(f"evidence {name}: the tree is not clean ({dirty.splitlines()[0].strip()}); commit first")
     study = Study(name)
@@ -174,7 +149,7 @@ def evidence(name: str) -> int:
         shutil.copyfile(records.runs_root() / name / file, folder / file)
     shutil.copyfile(EXPERIMENTS / f"{name}.yaml", folder / "experiment.yaml")
     records.write_json(folder / "evidence.json", _provenance(study, content))
-    report.write(result, folder)
+    report.write(result, folder, formats=("svg",))
     print(f"{name}: evidence in {folder.relative_to(ROOT)}; commit it")
     return 0
 
@@ -183,12 +158,17 @@ def _study(name: str, overrides: Sequence[str]) -> Study:
     return Study(name, [*overrides, *(smoke_overrides(name) if records.smoke() else [])])
 
 
+def _uncommitted() -> str:
+    command = ["git", "status", "--porcelain"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def _provenance(study: Study, content: dict[str, Any]) -> dict[str, Any]:
     notes = [records.read_note(run.directory) for run in study.expand()]
     commits = sorted({note["git"]["commit"] for note in notes if note.get("git")})
     dirty = any(note.get("git", {}).get("dirty") for note in notes)
-    exported = records.provenance()
-    return {"command": content["command"], "hash": study.hash, "run_commits": commits, "run_trees_dirty": dirty, **exported}
+    ran = {"command": content["command"], "hash": study.hash, "run_commits": commits, "run_trees_dirty": dirty}
+    return records.provenance() | ran
 
 
 def _report(study: Study, store: Any) -> None:

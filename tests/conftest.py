@@ -18,7 +18,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_folders(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Runs are the test's own; caches are shared by the session (their content is keyed by content)."""
     monkeypatch.setenv("OURO_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("OURO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

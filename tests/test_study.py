@@ -148,7 +148,11 @@ def test_registration_marks_a_study_changed_after_its_results_were_seen():
         ("p_hop", ["backbone=looped"], r"override backbone=looped: backbone is set by arm looped"),
         ("p_hop", ["study.seedz=[1]"], r"study\.seedz: unknown key; did you mean seeds\?"),
         ("p_hop", ["study.contrasts.depth_by_reuse.arm=loped"], r"arm = loped: not an arm; did you mean looped\?"),
-        ("p_hop", ["study.contrasts.depth_by_reuse.rule=best"], r"rule = best: valid: superiority, equivalence, estimate"),
+        (
+            "p_hop",
+            ["study.contrasts.depth_by_reuse.rule=best"],
+            r"rule = best: valid: superiority, equivalence, estimate",
+        ),
         ("p_hop", ["study.contrasts.depth_by_reuse.primary=false"], r"exactly one must be primary"),
         ("p_hop", ["optim.lr=1e-3"], r"the rate is set by study\.lr"),
         ("p_hop", ["data=p_hup"], r"data = p_hup: no such choice; did you mean p_hop\?"),

@@ -59,9 +59,7 @@ class LoopedModule(L.LightningModule):
     [T, B, S]). steps: optimiser steps of the whole run, which the schedule needs.
     """
 
-    def __init__(
-        self, backbone: nn.Module, objective: Objective, optim: AdamW, metrics: nn.Module, steps: int
-    ) -> None:
+    def __init__(self, backbone: nn.Module, objective: Objective, optim: AdamW, metrics: nn.Module, steps: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.objective = objective

@@ -32,7 +32,9 @@ def test_matrices_decay_and_vectors_do_not():
     assert decayed["weight_decay"] == 0.3
     assert kept["weight_decay"] == 0.0
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
-    assert sum(p.numel() for group in (decayed, kept) for p in group["params"]) == sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for group in (decayed, kept) for p in group["params"]) == sum(
+        p.numel() for p in model.parameters()
+    )
     assert {id(model.early_exit_gate.bias), id(model.norm.weight)} <= {id(p) for p in kept["params"]}
 
 

@@ -12,6 +12,7 @@ from ouro_lab import records, run
 from ouro_lab.study import Run, Study
 from ouro_lab.training import callbacks, checkpoint
 
+
 def tiny(*overrides: str, arm: str = "looped") -> Run:
     study = Study("p_hop", [*TINY, *overrides])
     return study.run(arm, 1e-2, 0)
@@ -98,7 +99,9 @@ def test_divergence_is_a_final_state_with_a_clear_line(capsys):
     assert run.execute(one) == run.EXIT_DIVERGED
     assert one.state == "diverged"
     assert "diverged: " in capsys.readouterr().out
-    assert "= nan" in records.read_state(one.directory)["reason"] or "= inf" in records.read_state(one.directory)["reason"]
+    assert (
+        "= nan" in records.read_state(one.directory)["reason"] or "= inf" in records.read_state(one.directory)["reason"]
+    )
     assert records.read_final(one.directory)["steps"] <= 12
 
 
