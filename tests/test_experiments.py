@@ -11,6 +11,8 @@ from ouro_lab.check import check, match_table
 from ouro_lab.config import study_names
 from ouro_lab.study import Run, Study
 
+BLOCKS = ("arms", "contrasts", "lr", "positive_control")  # what names arms
+
 # Two steps of a narrow model on short sequences: what a study is about is gone, how it is put together is not.
 COMMON = [
     "backbone.width=16",
@@ -56,7 +58,7 @@ def shrunk(name: str, arm: str, corpus: Path) -> Run:
     family, definition = "text" if "text" in name else "p_hop", full(name).definition
     shrink = [*SHRINK[family], *([f"data.corpus.path={corpus}"] if family == "text" else [])]
     kept = [f"'{item}'" for item in definition.arms[arm].overrides if not item.startswith(("budget", "backbone.width"))]
-    gone = [f"~study.{block}" for block in ("arms", "contrasts", "lr") if getattr(Study(name).definition, block)]
+    gone = [f"~study.{block}" for block in BLOCKS if getattr(Study(name).definition, block)]
     return Study(name, [*shrink, *gone, f"+study.arms={{{arm}: [{','.join(kept)}]}}"]).run(arm, 1e-3, 0)
 
 
