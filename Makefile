@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report evidence ui test check setup clean FORCE
+.PHONY: help experiment list status report evidence ui test bench check setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -73,7 +73,10 @@ ui: $(READY)  ## MLflow's pages, on this machine only
 	@$(PY) -m ouro_lab.tracking ui
 
 test: $(READY)  ## all tests, one process per core: ARGS="-m 'not slow'"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+bench: $(READY)  ## what a run costs beyond its training step
+	@OMP_NUM_THREADS=1 $(PY) -m ouro_lab.bench
 
 check: $(READY)  ## lint, format, types
 	@$(PY) -m ruff check

@@ -7,7 +7,7 @@ report) follows from that list and from what lies in the run directories.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
 from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain
-from ouro_lab.rates import Rate, RateBlock, Sweep
+from ouro_lab.definition import Arm, parse
+from ouro_lab.rates import Rate, Sweep
 
 RESULTS = ROOT / "experiments" / "results"
 ATTEMPTS = 3  # a failed run is retried at most twice
@@ -27,50 +28,6 @@ OUTSIDE_HASH = ("launcher", "tracking", "study")
 WORDS = ("question", "hypothesis", "claim", "scope", "figures", "smoke")
 EVALUATION = ("seed", "val_size", "test_size", "val_tokens", "test_tokens", "eval_batch_size")
 OUTSIDE_HASH_TRAINER = ("devices", "num_nodes", "strategy")
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """An arm against a reference arm: what is held equal within `limit`, on which metric, by which rule.
-
-    rule: `superiority` (better by more than `bound`), `equivalence` (within ±`bound`), `estimate` (no claim).
-    """
-
-    arm: str
-    reference: str
-    metric: str
-    equal: tuple[str, ...] = ("tokens",)
-    limit: float = 0.02
-    bound: float = 0.0
-    rule: str = "superiority"
-    primary: bool = False
-    higher_is_better: bool = True
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A named list of config overrides, with the value it must reach if the study states one."""
-
-    overrides: tuple[str, ...]
-    target: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Definition:
-    """The `study` block of a study's file."""
-
-    question: str
-    arms: dict[str, Arm]
-    hypothesis: str = ""
-    claim: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    lr: RateBlock | None = None
-    contrasts: dict[str, Contrast] = field(default_factory=dict)
-    positive_control: dict[str, Any] | None = None
-    scope: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, Any] | None = None  # A/A: {arm, metric, size}
-    smoke: tuple[str, ...] = ()  # overrides that SMOKE=1 adds: the whole study in seconds, its numbers worth nothing
 
 
 @dataclass(frozen=True)
@@ -251,66 +208,6 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in OUTSIDE_HASH}
     kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in OUTSIDE_HASH_TRAINER}
     return _digest(kept)
-
-
-def parse(name: str, block: dict[str, Any]) -> Definition:
-    """The `study` block as dataclasses; unknown keys and bad references are errors that name them."""
-    block = dict(block)
-    arms = {key: _arm(f"study.arms.{key}", value) for key, value in (block.pop("arms", None) or {}).items()}
-    if not arms:
-        raise ConfigError(f"study {name}: study.arms is empty: name at least one arm")
-    given = (block.pop("contrasts", None) or {}).items()
-    contrasts = {key: _make(Contrast, f"study.contrasts.{key}", value) for key, value in given}
-    rates = {"source" if key == "from" else key: value for key, value in (block.pop("lr", None) or {}).items()}
-    lr = _make(RateBlock, "study.lr", rates) if rates else None
-    definition = _make(Definition, "study", {**block, "arms": arms, "contrasts": contrasts, "lr": lr})
-    _check_contrasts(definition)
-    _check_others(definition)
-    return definition
-
-
-def _check_contrasts(definition: Definition) -> None:
-    for key, contrast in definition.contrasts.items():
-        for role in ("arm", "reference"):
-            arm = getattr(contrast, role)
-            if arm not in definition.arms:
-                raise ConfigError(f"study.contrasts.{key}.{role} = {arm}: not an arm; {nearest(arm, definition.arms)}")
-        if contrast.rule not in ("superiority", "equivalence", "estimate"):
-            valid = "superiority, equivalence, estimate"
-            raise ConfigError(f"study.contrasts.{key}.rule = {contrast.rule}: valid: {valid}")
-    if definition.contrasts and sum(contrast.primary for contrast in definition.contrasts.values()) != 1:
-        raise ConfigError("study.contrasts: exactly one must be primary")
-
-
-def _check_others(definition: Definition) -> None:
-    """Seeds are distinct integers; a control and a calibration name an arm."""
-    seeds = definition.seeds
-    if len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise ConfigError(f"study.seeds = {list(seeds)}: must be different integers ≥ 0")
-    for key in ("positive_control", "calibration"):
-        block = getattr(definition, key)
-        if block is not None and block.get("arm") not in definition.arms:
-            raise ConfigError(f"study.{key}.arm = {block.get('arm')}: not an arm; valid: {', '.join(definition.arms)}")
-
-
-def _arm(path: str, value: Any) -> Arm:
-    return Arm(tuple(value)) if isinstance(value, list) else _make(Arm, path, value)
-
-
-def _make(kind: Any, path: str, values: dict[str, Any]) -> Any:
-    valid = [f.name for f in fields(kind)]
-    for key in values:
-        if key not in valid:
-            raise ConfigError(f"{path}.{key}: unknown key; {nearest(key, valid)}")
-    for field_ in fields(kind):
-        value = values.get(field_.name, [])
-        if str(field_.type).startswith("tuple") and not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{path}.{field_.name} = {value}: must be a list")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{path}: {str(error).split('__init__() ')[-1]}") from None
 
 
 def _digest(content: Any) -> str:

@@ -13,7 +13,7 @@ import urllib.request
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ouro_lab.tracking import Store
+    from ouro_lab.tracking_store import Store
 
 PORT = 5000
 START = 120.0  # seconds; 9–13 were measured on two cores
