@@ -63,7 +63,7 @@ class Watch:
     """Shows how far the study is and sends rows to the tracking store while runs make them."""
 
     def __init__(self, study: Study, parts: dict[str, Parts], store: Any) -> None:
-        self.study, self.store = study, store
+        self.study, self.parts, self.store = study, parts, store
         self.progress = StudyProgress(study, {name: part.cost["training_flops"] for name, part in parts.items()})
         self.pushed_at = 0.0
         self.pushed: set[str] = set()
@@ -72,6 +72,7 @@ class Watch:
         self.progress.show(active)
         if time.monotonic() - self.pushed_at >= PUSH_SECONDS:
             self.pushed_at = time.monotonic()
+            save(self.study, self.parts)  # rates and runs come to light as sweeps finish; `make report` reads them
             self._push(active)
 
     def end(self) -> None:
