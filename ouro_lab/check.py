@@ -123,7 +123,7 @@ def registered(study: Study) -> dict[str, Any] | None:
     if entry is None:
         return None
     if entry["seen"]:
-        earlier = min((stamp["time"], name) for name, stamp in known.items())[1]
+        earlier = next(iter(known))  # in the order of registration; two may share a second
         return {"hash": earlier, **known[earlier]}
     return {"hash": study.hash, **entry}
 
