@@ -129,7 +129,7 @@ def training_cost(
         parameters=stored,
         flops=causal,
         flops_full=full,
-        activation_bytes=activation_bytes(config, length, batch),
+        activation_bytes=activation_bytes(config, length, batch, supervised_loops=supervised_loops or config.loops),
         optimiser_bytes=optimiser_bytes(stored.total),
         kv_bytes_per_token=kv_bytes_per_token(config),
         decode_flops=decode_flops(config, length).total,

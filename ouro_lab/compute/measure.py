@@ -41,12 +41,13 @@ def measured_cost(backbone: Any, vocab_size: int, length: int, objective: Object
     except RuntimeError:  # reads a value, or uses an operator without a meta kernel
         flops, kept = _count(_on_cpu(backbone), length, objective)
     stored = _parameters(backbone)
-    head = TRAINING * 2 * backbone.head_weight.shape[1] * vocab_size * supervised
+    width = backbone.head_weight.shape[1]
+    head = TRAINING * 2 * width * vocab_size * supervised
     return Cost(
         parameters=stored,
         flops=None,
         flops_full=Flops(flops["body"] / length, flops["attention"] / length, head, 0),
-        activation_bytes=kept,
+        activation_bytes=kept + 4 * length * supervised * (width + 1),  # with what the loss keeps: see activation_bytes
         optimiser_bytes=optimiser_bytes(stored.total),
         method=METHOD,
     )

@@ -4,20 +4,24 @@ from ouro_lab.compute.widths import Widths
 from ouro_lab.model.config import ModelConfig
 
 
-def activation_bytes(config: ModelConfig, length: int, batch: int = 1, element_bytes: int = 4) -> float:
+def activation_bytes(
+    config: ModelConfig, length: int, batch: int = 1, element_bytes: int = 4, supervised_loops: int = 1
+) -> float:
     """What autograd keeps between forward and backward for `batch` sequences of `length`; an estimate, for one dtype.
 
     Per token and layer pass, in elements: 6·d (inputs of the four norms and of the two groups of projections), four
     norm scales, 4·f of SwiGLU (gate, its SiLU, up, their product), and attention: fused, q, k, v, the output and a
     log-sum-exp per head; plain, k and v repeated for all heads, and S weights per head. `auto` is charged as plain.
-    Per loop d (the final norm's input); once d (the head's input) and the ids.
+    Per loop d (the final norm's input), per supervised loop d (the gradient of its state, made with its loss) and the
+    loss; with a gate d (its input in the last loop, which no other loop keeps); the ids.
 
-    Beside the estimate: weights, gradients, attention's mask, and the chunked cross-entropy's logits, which are made
-    and let go again (about 3 × 16 MiB). Mixed precision keeps part in the narrow dtype, part in float32, and casts of
-    the weights.
+    Beside the estimate: weights, gradients (the head's is kept from the loss on), attention's mask, and the chunked
+    cross-entropy's logits, which are made and let go again. Mixed precision keeps part in the narrow dtype, part in
+    float32, and casts of the weights.
     """
     passes = config.layers * config.loops
-    per_token = passes * _layer_elements(config, length) + config.loops * (config.width + 1) + config.width
+    per_token = passes * _layer_elements(config, length) + config.loops * (config.width + 1)
+    per_token += supervised_loops * (config.width + 1) + config.width * config.gate
     ids = 2 * 8  # tokens and targets, int64
     return batch * length * (per_token * element_bytes + ids)
 

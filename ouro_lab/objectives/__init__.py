@@ -1,4 +1,4 @@
-from ouro_lab.objectives.cross_entropy import IGNORE, token_cross_entropy
+from ouro_lab.objectives.cross_entropy import IGNORE, chunk_rows, token_cross_entropy, weighted_cross_entropy
 from ouro_lab.objectives.exit import exit_distribution, log_prior, with_exit_probability
 from ouro_lab.objectives.losses import KLToPrior, LastLoop, MeanOverLoops, MixtureOfLogits, StageOne, expected_loss
 
@@ -11,7 +11,9 @@ __all__ = [
     "StageOne",
     "exit_distribution",
     "expected_loss",
+    "chunk_rows",
     "log_prior",
     "token_cross_entropy",
+    "weighted_cross_entropy",
     "with_exit_probability",
 ]

@@ -1,9 +1,11 @@
-"""Cross-entropy of a linear head without ever holding all logits.
+"""Cross-entropy of a linear head over all supervised loops, without ever holding all logits.
 
 With T supervised loops autograd would keep T tensors of B·S·V logits. Here a chunk of rows makes its logits, its losses
-and lets go; the backward pass makes them again. The price is one more head product per loop.
+and, as the weight of every token is known by then, the gradients of states and head too; then the logits are let go.
+Three products of the head's size per loop, as with all logits kept, and none of them again in the backward pass.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,20 +14,39 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORE = -100
-CHUNK_ELEMENTS = 1 << 22  # logits held at once; 16 MiB in float32
+CHUNK_ELEMENTS = 1 << 21  # logits held at once: 8 MiB in float32, about a core's share of the caches
+LEAST_ROWS = 128  # fewer make slow products, and more passes over the head's gradient
 
 
-def token_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
-    """−log softmax(hidden·Wᵀ)[target] in nats for every position; 0 where the target is `IGNORE`.
+def weighted_cross_entropy(
+    hiddens: Sequence[Tensor], head_weight: Tensor, targets: Tensor, weights: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Σ_t Σ_i w_ti·CE_ti and, detached, CE [T, …] in nats; CE is 0 where the target is `IGNORE`.
 
-    hidden: [..., d]; head_weight: [V, d]; targets: [...] int64. Returns [...] in float32 (float64 for float64 input).
-    chunk: rows of logits held at once (default: about 4 M elements). The products run in autocast's dtype if it is on.
+    hiddens: T tensors [..., d]; head_weight: [V, d]; targets: [...] int64; weights: [T, ...], to which the gradient is
+    CE. The losses are in float32 (float64 for float64 input). chunk: rows of logits held at once. The products run in
+    autocast's dtype if it is on; the head's gradient is summed over chunks and loops in float32 or wider.
     """
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    if chunk is None:
-        chunk = max(128, CHUNK_ELEMENTS // head_weight.shape[0])
-    losses = _LinearCrossEntropy.apply(rows, head_weight, targets.reshape(-1), chunk, product_dtype(hidden))
-    return losses.view(targets.shape)
+    width = hiddens[0].shape[-1]
+    rows = [hidden.reshape(-1, width) for hidden in hiddens]
+    flat = weights.reshape(len(rows), -1)
+    dtype = product_dtype(hiddens[0])
+    backward = torch.is_grad_enabled()
+    total, losses = _WeightedCrossEntropy.apply(
+        head_weight, targets.reshape(-1), flat, chunk or chunk_rows(head_weight.shape[0]), dtype, backward, *rows
+    )
+    return total, losses.view(weights.shape)
+
+
+@torch.no_grad()
+def token_cross_entropy(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
+    """−log softmax(hidden·Wᵀ)[target] in nats for every position [...], without gradient; 0 where `IGNORE`."""
+    weights = torch.ones(1, *targets.shape, device=targets.device)
+    return weighted_cross_entropy([hidden], head_weight, targets, weights, chunk)[1][0]
+
+
+def chunk_rows(vocab_size: int) -> int:
+    return max(LEAST_ROWS, CHUNK_ELEMENTS // vocab_size)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -40,42 +61,68 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
-def _logits(rows: Tensor, weight: Tensor) -> Tensor:
-    """In at least float32, whatever the product's dtype: softmax over 49,152 classes needs it."""
-    logits = F.linear(rows, weight)
-    return logits.to(torch.promote_types(torch.float32, logits.dtype))
+def _losses_and_slopes(logits: Tensor, targets: Tensor, backward: bool) -> tuple[Tensor, Tensor | None]:
+    """CE [R] and dCE/dlogits [R, V] in the logits' dtype.
+
+    Both are made in at least float32, whatever the logits' dtype: softmax over 49,152 classes needs it, and the slope at
+    the target, p − 1, of a token that is nearly certain.
+    """
+    log_p = F.log_softmax(logits.to(torch.promote_types(torch.float32, logits.dtype)), -1)
+    valid = targets != IGNORE
+    target = targets.where(valid, 0).unsqueeze(-1)  # any other bad target is an error of `gather`
+    losses = -log_p.gather(-1, target).squeeze(-1) * valid
+    if not backward:
+        return losses, None
+    slopes = log_p.exp_()
+    slopes.scatter_add_(-1, target, slopes.new_full((1, 1), -1.0).expand_as(target))
+    return losses, slopes.to(logits.dtype)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, rows: Tensor, weight: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype
-    ) -> Tensor:
-        losses = []
-        with _no_autocast(rows):
-            low = weight.to(dtype)
-            for part, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
-                logits = _logits(part.to(dtype), low)  # [chunk, V]
-                losses.append(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none"))
-        ctx.save_for_backward(rows, weight, targets)
-        ctx.chunk, ctx.dtype = chunk, dtype
-        return torch.cat(losses)
+        ctx: FunctionCtx,
+        head: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        chunk: int,
+        dtype: torch.dtype,
+        backward: bool,
+        *hiddens: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(torch.float32, hiddens[0].dtype)
+        losses = weights.new_empty(weights.shape, dtype=wide)
+        weights = (weights * (targets != IGNORE)).to(wide)
+        grad_head = torch.zeros_like(head, dtype=wide) if backward else None
+        grads = [torch.empty_like(rows) for rows in hiddens] if backward else []
+        with _no_autocast(head):
+            low = head.to(dtype)
+            for loop, rows in enumerate(hiddens):
+                for start in range(0, rows.shape[0], chunk):
+                    part = slice(start, start + chunk)
+                    some, weight = rows[part].to(dtype), weights[loop, part].unsqueeze(-1)
+                    losses[loop, part], slopes = _losses_and_slopes(F.linear(some, low), targets[part], backward)
+                    if slopes is None:
+                        continue
+                    # A row's weight goes to the narrow factors: [R, d], not [R, V].
+                    grads[loop][part] = (slopes @ low) * weight
+                    _add_product(grad_head, slopes, (some * weight).to(dtype))
+        ctx.save_for_backward(losses, grad_head, *grads)
+        ctx.dtypes = head.dtype, weights.dtype
+        ctx.mark_non_differentiable(losses)
+        return (weights * losses).sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        rows, weight, targets = ctx.saved_tensors
-        low = weight.to(ctx.dtype)
-        grad_rows = torch.empty_like(rows)
-        # Summed over chunks in float32 or wider: bf16 would lose the small chunks.
-        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(torch.float32, weight.dtype))
-        grad = grad * (targets != IGNORE)
-        for start in range(0, rows.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            slope = _logits(rows[part].to(ctx.dtype), low).softmax(-1)  # [chunk, V], becomes dL/dlogits
-            target = targets[part].clamp_min(0).unsqueeze(-1)
-            slope.scatter_add_(-1, target, slope.new_full((1, 1), -1.0).expand_as(target))
-            slope = slope.mul_(grad[part].unsqueeze(-1)).to(ctx.dtype)
-            grad_rows[part] = (slope @ low).to(rows.dtype)
-            grad_weight += slope.t() @ rows[part].to(ctx.dtype)
-        return grad_rows, grad_weight.to(weight.dtype), None, None, None
+    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        losses, grad_head, *grads = ctx.saved_tensors
+        to_hiddens = [(g * grad).to(g.dtype) for g in grads]
+        return (grad_head * grad).to(ctx.dtypes[0]), None, losses * grad, None, None, None, *to_hiddens
+
+
+def _add_product(total: Tensor, slopes: Tensor, rows: Tensor) -> None:
+    """total += slopesᵀ·rows, in total's dtype: bf16 sums would lose the small chunks."""
+    if total.dtype == slopes.dtype:
+        total.addmm_(slopes.t(), rows)
+    else:
+        total += slopes.t() @ rows

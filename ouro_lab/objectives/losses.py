@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ouro_lab.model.transformer import LoopState
-from ouro_lab.objectives.cross_entropy import IGNORE, token_cross_entropy
+from ouro_lab.objectives.cross_entropy import IGNORE, weighted_cross_entropy
 from ouro_lab.objectives.exit import log_prior, with_exit_probability
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -29,6 +29,13 @@ class _Mean:
     def __call__(self, values: Tensor) -> Tensor:
         return (values * self.valid).sum() / self.count
 
+    def cross_entropy(self, hiddens: list[Tensor], head_weight: Tensor, targets: Tensor, weights: Tensor) -> Loss:
+        """Mean of Σ_t w_t·CE_t, and each loop's own mean as a metric. weights: [T, B, S], or [T, 1, 1]."""
+        weights = weights.expand(len(hiddens), *targets.shape)
+        total, losses = weighted_cross_entropy(hiddens, head_weight, targets, weights)
+        by_loop = losses.flatten(1).sum(1) / self.count
+        return total / self.count, {f"loss_loop{loop}": loss for loop, loss in enumerate(by_loop.unbind(), start=1)}
+
 
 @dataclass(frozen=True)
 class LastLoop:
@@ -43,7 +50,8 @@ class LastLoop:
         self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
     ) -> Loss:
         last = deque(states, maxlen=1).pop()  # lets go of the earlier states
-        return _Mean(targets, denominator)(token_cross_entropy(last.hidden, head_weight, targets)), {}
+        loss, _ = _Mean(targets, denominator).cross_entropy([last.hidden], head_weight, targets, _ones(last.hidden))
+        return loss, {}
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,9 @@ class MeanOverLoops:
     def __call__(
         self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
     ) -> Loss:
-        mean = _Mean(targets, denominator)
-        losses = [mean(token_cross_entropy(state.hidden, head_weight, targets)) for state in states]
-        return torch.stack(losses).mean(), _by_loop(losses)
+        hiddens = [state.hidden for state in states]
+        weights = _ones(hiddens[0]).expand(len(hiddens), 1, 1) / len(hiddens)
+        return _Mean(targets, denominator).cross_entropy(hiddens, head_weight, targets, weights)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ class MixtureOfLogits:
             mixed = mixed + p.unsqueeze(-1).to(state.hidden.dtype) * state.hidden
             depth = depth + loop * p.detach()
         mean = _Mean(targets, denominator)
-        return mean(token_cross_entropy(mixed, head_weight, targets)), {"exit_loop_mean": mean(depth)}
+        loss, _ = mean.cross_entropy([mixed], head_weight, targets, _ones(mixed))
+        return loss, {"exit_loop_mean": mean(depth)}
 
 
 def expected_loss(
@@ -144,20 +153,21 @@ def expected_loss(
 ) -> Loss:
     """Σ_t p_t·(CE_t + β·(log p_t − log π_t)); without a prior, log π = 0 and the second term is −β·H(p)."""
     mean = _Mean(targets, denominator)
-    task: Tensor | float = 0.0
-    pull: Tensor | float = 0.0
-    depth: Tensor | float = 0.0
-    by_loop = []
-    for loop, (state, log_p) in enumerate(with_exit_probability(states), start=1):
-        losses = token_cross_entropy(state.hidden, head_weight, targets)  # [B, S]
-        p = log_p.exp()
-        task = task + mean(p * losses)
-        pull = pull + mean(p * (log_p if prior is None else log_p - prior[loop - 1]))
-        depth = depth + mean(loop * p.detach())
-        by_loop.append(mean(losses))
-    metrics = {"expected_loss": task.detach(), "exit_loop_mean": depth, "exit_pull": pull.detach()} | _by_loop(by_loop)
+    steps = list(with_exit_probability(states))
+    log_p = torch.stack([log_p for _, log_p in steps])  # [T, B, S]
+    p = log_p.exp()
+    task, by_loop = mean.cross_entropy([state.hidden for state, _ in steps], head_weight, targets, p)
+    pull = mean((p * (log_p if prior is None else log_p - _column(prior, p))).sum(0))
+    depth = mean((p.detach() * _column(range(1, len(steps) + 1), p)).sum(0))
+    metrics = {"expected_loss": task.detach(), "exit_loop_mean": depth, "exit_pull": pull.detach()} | by_loop
     return task + beta * pull, metrics
 
 
-def _by_loop(losses: list[Tensor]) -> dict[str, Tensor]:
-    return {f"loss_loop{loop}": loss.detach() for loop, loss in enumerate(losses, start=1)}
+def _ones(hidden: Tensor) -> Tensor:
+    """[1, 1, 1]: one loop, every token alike."""
+    return torch.ones(1, 1, 1, device=hidden.device)
+
+
+def _column(values: Iterable[float], like: Tensor) -> Tensor:
+    """[T, 1, 1], to be used with [T, B, S]."""
+    return torch.tensor(list(values), dtype=like.dtype, device=like.device).view(-1, 1, 1)

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ouro_lab.objectives import IGNORE, cross_entropy, token_cross_entropy
+from ouro_lab.objectives import IGNORE, cross_entropy, token_cross_entropy, weighted_cross_entropy
 
 ROWS, VOCABULARY, WIDTH = 13, 17, 5
 
@@ -14,6 +16,12 @@ def given(dtype: torch.dtype = torch.float64, rows: int = ROWS) -> tuple[Tensor,
     targets[::4] = IGNORE
     hidden, weight = torch.randn(rows, WIDTH, dtype=dtype), torch.randn(VOCABULARY, WIDTH, dtype=dtype)
     return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def total(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None, probe: Tensor | None = None) -> Tensor:
+    """Σ probe·CE of one loop; without a probe every token weighs one."""
+    probe = torch.ones(targets.shape, dtype=torch.promote_types(torch.float32, hidden.dtype)) if probe is None else probe
+    return weighted_cross_entropy([hidden], weight, targets, probe.unsqueeze(0), chunk)[0]
 
 
 def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -26,15 +34,48 @@ def test_every_chunk_size_is_f_cross_entropy(chunk: int | None) -> None:
     probe = torch.randn(ROWS, dtype=torch.float64)
     got, want = token_cross_entropy(hidden, weight, targets, chunk), reference(hidden, weight, targets)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad((x * probe).sum(), (hidden, weight)) for x in (got, want)]
-    for a, b in zip(*gradients, strict=True):
+    sums = total(hidden, weight, targets, chunk, probe), (want * probe).sum()
+    torch.testing.assert_close(*sums, rtol=0, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in sums), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [3, 6])
-def test_gradcheck(chunk: int) -> None:
-    hidden, weight, targets = given(rows=6)
-    assert torch.autograd.gradcheck(lambda h, w: token_cross_entropy(h, w, targets, chunk), (hidden, weight))
+def test_gradcheck_of_states_head_and_weights_over_loops(chunk: int) -> None:
+    first, head, targets = given(rows=6)
+    second, weights = torch.randn_like(first).requires_grad_(), torch.rand(2, 6, dtype=torch.float64).requires_grad_()
+
+    def loss(a: Tensor, b: Tensor, w: Tensor, p: Tensor) -> Tensor:
+        return weighted_cross_entropy([a, b], w, targets, p, chunk)[0]
+
+    assert torch.autograd.gradcheck(loss, (first, second, head, weights))
+
+
+def test_the_gradient_to_a_weight_is_its_token_s_loss() -> None:
+    hidden, head, targets = given()
+    weights = torch.rand(1, ROWS, dtype=torch.float64).requires_grad_()
+    sum_, losses = weighted_cross_entropy([hidden], head, targets, weights, 5)
+    sum_.backward()
+    assert not losses.requires_grad
+    assert torch.equal(weights.grad, losses)
+    torch.testing.assert_close(losses[0], reference(hidden, head, targets).detach(), rtol=0, atol=1e-12)
+
+
+def test_without_gradient_nothing_is_kept_for_one() -> None:
+    hidden, head, targets = given()
+    with torch.no_grad():
+        sum_, _ = weighted_cross_entropy([hidden], head, targets, torch.ones(1, ROWS, dtype=torch.float64))
+    assert sum_.grad_fn is None
+    sizes = [largest(rows=16, vocabulary=50, chunk=16, head_width=8, backward=on) for on in (True, False)]
+    assert sizes == [16 * 50, 16 * 50]
+
+
+def test_a_nearly_certain_token_keeps_its_slope_in_bf16() -> None:
+    # p = 1 − 3e-4 rounds to 1 in bf16: p − 1 must be taken before the rounding.
+    hidden, head = torch.tensor([[8.0]], requires_grad=True), torch.tensor([[1.0], [0.0]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total(hidden, head, torch.tensor([0])).backward()
+    torch.testing.assert_close(hidden.grad, torch.tensor([[-1 / (1 + math.exp(8))]]), rtol=1e-2, atol=0)
 
 
 def test_shapes_and_ignored_targets() -> None:
@@ -44,7 +85,7 @@ def test_shapes_and_ignored_targets() -> None:
     ignored = targets == IGNORE
     assert (losses.flatten()[ignored] == 0).all()
     assert (losses.flatten()[~ignored] > 0).all()
-    losses.sum().backward()
+    total(hidden, weight, targets, 5).backward()
     assert (hidden.grad[ignored] == 0).all()
     assert (hidden.grad[~ignored] != 0).any(-1).all()
     only = torch.autograd.grad(reference(hidden[~ignored], weight, targets[~ignored]).sum(), weight)[0]
@@ -53,7 +94,7 @@ def test_shapes_and_ignored_targets() -> None:
 
 def test_all_ignored_is_zero_with_zero_gradient() -> None:
     hidden, weight, targets = given()
-    token_cross_entropy(hidden, weight, torch.full_like(targets, IGNORE)).sum().backward()
+    total(hidden, weight, torch.full_like(targets, IGNORE)).backward()
     assert (hidden.grad == 0).all()
     assert (weight.grad == 0).all()
 
@@ -70,11 +111,15 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def largest(rows: int, vocabulary: int, chunk: int | None) -> int:
-    hidden = torch.randn(rows, 4, requires_grad=True)
-    weight = torch.randn(vocabulary, 4, requires_grad=True)
+def largest(rows: int, vocabulary: int, chunk: int | None, head_width: int = 4, backward: bool = True) -> int:
+    hidden = torch.randn(rows, head_width, requires_grad=True)
+    weight = torch.randn(vocabulary, head_width, requires_grad=True)
+    targets = torch.randint(vocabulary, (rows,))
     with Largest() as mode:
-        token_cross_entropy(hidden, weight, torch.randint(vocabulary, (rows,)), chunk).sum().backward()
+        if backward:
+            total(hidden, weight, targets, chunk).backward()
+        else:
+            token_cross_entropy(hidden, weight, targets, chunk)
     return mode.elements
 
 
@@ -94,10 +139,11 @@ def test_the_default_chunk_bounds_what_is_held(monkeypatch: pytest.MonkeyPatch) 
 def test_autocast_stays_near_float32_and_returns_it(dtype: torch.dtype, tolerance: float) -> None:
     hidden, weight, targets = given(torch.float32, rows=64)
     want = token_cross_entropy(hidden, weight, targets)
-    wanted = torch.autograd.grad(want.sum(), (hidden, weight))
+    wanted = torch.autograd.grad(total(hidden, weight, targets), (hidden, weight))
     with torch.autocast("cpu", dtype=dtype):
         got = token_cross_entropy(hidden, weight, targets, 10)
-    gradients = torch.autograd.grad(got.sum(), (hidden, weight))
+        sum_ = total(hidden, weight, targets, 10)
+    gradients = torch.autograd.grad(sum_, (hidden, weight))
     assert got.dtype == torch.float32
     assert not torch.equal(got, want)
     for a, b in zip((got, *gradients), (want, *wanted), strict=True):
@@ -116,7 +162,7 @@ def test_low_precision_sums_the_head_s_gradient_in_float32() -> None:
     # A bf16 sum over 4,096 equal contributions would stop growing at 256 of them.
     rows = 4096
     hidden, weight = torch.ones(rows, 1).bfloat16(), torch.zeros(2, 1).bfloat16().requires_grad_()
-    token_cross_entropy(hidden, weight, torch.zeros(rows, dtype=torch.long), 1).sum().backward()
+    total(hidden, weight, torch.zeros(rows, dtype=torch.long), 1).backward()
     torch.testing.assert_close(weight.grad.float(), torch.tensor([[-rows / 2], [rows / 2]]))
 
 
@@ -124,10 +170,11 @@ def test_low_precision_sums_the_head_s_gradient_in_float32() -> None:
 def test_extreme_logits_are_stable(dtype: torch.dtype) -> None:
     hidden = torch.tensor([[1e4], [-1e4], [1e4]], dtype=dtype, requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]], dtype=dtype, requires_grad=True)
-    losses = token_cross_entropy(hidden, weight, torch.tensor([0, 0, 2]), 2)
+    targets = torch.tensor([0, 0, 2])
+    losses = token_cross_entropy(hidden, weight, targets, 2)
     scale = float(hidden.detach()[0, 0])
     torch.testing.assert_close(losses, torch.tensor([0.0, 2 * scale, scale]), rtol=1e-2, atol=1e-6)
-    losses.sum().backward()
+    total(hidden, weight, targets, 2).backward()
     assert torch.isfinite(hidden.grad).all()
     assert torch.isfinite(weight.grad).all()
     assert hidden.grad.flatten().tolist() == [0.0, -2.0, 1.0]
@@ -137,31 +184,31 @@ def test_extreme_logits_are_stable(dtype: torch.dtype) -> None:
 def test_a_target_outside_the_vocabulary_is_refused(bad: int) -> None:
     hidden, weight, targets = given()
     targets[3] = bad
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         token_cross_entropy(hidden, weight, targets)
 
 
 def test_a_frozen_head_or_state_gets_no_gradient() -> None:
     hidden, weight, targets = given()
-    token_cross_entropy(hidden, weight.detach(), targets).sum().backward()
+    total(hidden, weight.detach(), targets).backward()
     assert hidden.grad is not None
-    token_cross_entropy(hidden.detach(), weight, targets).sum().backward()
+    total(hidden.detach(), weight, targets).backward()
     assert weight.grad is not None
 
 
 def test_meta_device_and_no_rows() -> None:
     hidden = torch.empty(6, 4, device="meta", requires_grad=True)
     weight = torch.empty(9, 4, device="meta", requires_grad=True)
-    losses = token_cross_entropy(hidden, weight, torch.empty(6, dtype=torch.long, device="meta"), 4)
+    targets = torch.empty(6, dtype=torch.long, device="meta")
+    losses = token_cross_entropy(hidden, weight, targets, 4)
     assert (losses.shape, losses.device.type) == ((6,), "meta")
-    losses.sum().backward()
+    total(hidden, weight, targets, 4, torch.ones(6, device="meta")).backward()
     assert weight.grad.shape == weight.shape
     assert token_cross_entropy(torch.empty(0, 4), torch.empty(9, 4), torch.empty(0, dtype=torch.long)).shape == (0,)
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     hidden, weight, targets = given()
-    losses = token_cross_entropy(hidden, weight, targets)
-    (gradient,) = torch.autograd.grad(losses.square().sum(), hidden, create_graph=True)
+    (gradient,) = torch.autograd.grad(total(hidden, weight, targets).square(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable"):
         gradient.sum().backward()
