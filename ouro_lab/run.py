@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
-from ouro_lab.config import ConfigError, build
+from ouro_lab.config import ConfigError, build, plain
 from ouro_lab.study import Run, Study
 
 EXIT_DIVERGED = 3
@@ -102,7 +102,8 @@ class Session:
         self.config: DictConfig = OmegaConf.create(run.config)
         parts = assemble(self.config)
         self.data, self.cost, self.steps = parts.data, parts.cost, parts.steps
-        records.note(run.directory, {"cost": parts.cost, **facts(parts, self.config)})
+        records.note(run.directory, {"cost": parts.cost, **facts(parts)})
+        self.execution = self._settle()
         self.log = records.MetricsLog(run.directory / "metrics.jsonl")
         self.module = self._module(parts)
         self.trainer = self._trainer()
@@ -117,6 +118,7 @@ class Session:
             if last:
                 print(f"resumes at step {step_of(last)} of {self.steps}", flush=True)
             if not last or step_of(last) < self.steps:
+                print(self.execution.line, flush=True)
                 self.trainer.fit(self.module, self.data, ckpt_path=last, weights_only=True)
                 self._validate_the_end()
             else:
@@ -137,6 +139,16 @@ class Session:
             final |= {f"final/{name}": value for name, value in validated[-1].items() if name.startswith("val/")}
         return final
 
+    def _settle(self) -> Any:
+        """Precision and compilation, once for all of the run's attempts."""
+        from ouro_lab.training import execution
+
+        earlier = records.read_note(self.run.directory).get("execution", {})
+        settled = execution.settle(plain(self.config.trainer), self.cost["training_flops"], earlier)
+        records.note(self.run.directory, {"execution": execution.note(settled)})
+        execution.share_compiled_code()
+        return settled
+
     def _module(self, parts: Any) -> Any:
         from ouro_lab.training.module import LoopedModule
 
@@ -155,7 +167,8 @@ class Session:
         tokens = self.data.batch_size * self.data.length
         recorder = Recorder(self.log, node.get("log_every", 25), tokens, self.cost["flops_per_token"])
         callbacks = [recorder, Settled(self.run.directory), Progress()]
-        return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks)
+        settled = {"precision": self.execution.precision, "compile": self.execution.compiled}
+        return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks, **settled)
 
     def _load(self, path: Path, module: Any = None) -> None:
         from ouro_lab.training.checkpoint import load
@@ -165,13 +178,12 @@ class Session:
         target.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items()})
 
 
-def facts(parts: Any, config: DictConfig) -> dict[str, Any]:
+def facts(parts: Any) -> dict[str, Any]:
     """What record.json says of the run's parts, values left at their defaults included."""
     backbone = getattr(parts.backbone, "config", None)
     return {
         "backbone": backbone.as_dict() if backbone is not None else {"class": type(parts.backbone).__name__},
         "data": {name: getattr(parts.data, name) for name in ("vocab_size", "length", "batch_size")},
-        "trainer": {"precision": config.trainer.get("precision", "32-true")},
     }
 
 

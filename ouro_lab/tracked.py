@@ -30,7 +30,7 @@ FACTS = {
     "steps": ("cost.steps",),
     "tokens": ("cost.tokens",),
     "training_flops": ("cost.training_flops",),
-    "precision": ("trainer.precision",),
+    "precision": ("execution.precision",),
 }
 BUILT = {"objective": "objective._target_", "optimiser": "optim._target_"}
 

@@ -10,13 +10,13 @@ from typing import Any
 from ouro_lab import records, tracking
 from ouro_lab.assembly import Parts
 from ouro_lab.check import check, match_table, register, save
-from ouro_lab.compute.hardware import measured_cpu_rate
-from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
+from ouro_lab.compute.hardware import training_rate
+from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, plain, study_names
 from ouro_lab.progress import StudyProgress
 from ouro_lab.study import RESULTS, Run, Study, smoke_overrides
 from ouro_lab.training.callbacks import clock
+from ouro_lab.training.execution import settle
 
-EFFICIENCY = 0.4  # of GEMM peak that a small model's step reaches on a CPU core (docs/log.md)
 PUSH_SECONDS = 30.0
 
 
@@ -92,12 +92,11 @@ class Watch:
 
 def list_studies() -> int:
     """Every study: question, claim, estimated core-minutes here, state."""
-    rate = measured_cpu_rate() * EFFICIENCY
     for name in study_names():
         study = Study(name)
         minutes = "?"
         try:
-            minutes = f"{_core_minutes(study, check(study), rate):.0f} core-minutes"
+            minutes = f"{_core_minutes(study, check(study)):.0f} core-minutes"
             counts = Counter(run.state for run in study.expand())
             state = ", ".join(f"{count} {what}" for what, count in counts.items())
         except (ConfigError, ValueError) as error:  # what it would cost is known also where its rates are not
@@ -121,7 +120,7 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     for stale in study.stale():
         print(f"  stale     {stale}")
     waiting = [run for run in runs if run.state in ("to do", "running")]
-    left = _runs_seconds(waiting, parts, measured_cpu_rate() * EFFICIENCY)
+    left = _runs_seconds(waiting, parts, _rate(study))
     room = build(study.config.launcher, "launcher").room(study.config.trainer.get("accelerator", "cpu"), 1)
     summary = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "diverged", "failed", "to do"))
     print(f"{name}: {summary}, {len(study.stale())} stale; about {clock(left / room)} left here")
@@ -183,11 +182,16 @@ def _report(study: Study, store: Any) -> None:
     tracking.push_report(study.name, folder, store)
 
 
-def _core_minutes(study: Study, parts: dict[str, Parts], rate: float) -> float:
+def _rate(study: Study) -> float:
+    """FLOP/s of one core here in the precision that the study would train in."""
+    return training_rate(settle(plain(study.config.trainer), 0.0, {}).precision)
+
+
+def _core_minutes(study: Study, parts: dict[str, Parts]) -> float:
     seeds = len(study.definition.seeds)
     if study.definition.lr is not None and study.definition.lr.grid:
         seeds += len(study.definition.lr.grid) * len(study.definition.lr.seeds)
-    return sum(part.cost["training_flops"] for part in parts.values()) * seeds / rate / 60
+    return sum(part.cost["training_flops"] for part in parts.values()) * seeds / _rate(study) / 60
 
 
 def _runs_seconds(runs: list[Run], parts: dict[str, Parts], rate: float) -> float:

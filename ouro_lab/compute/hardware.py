@@ -1,9 +1,17 @@
 """Speeds of machines: what a GPU can do at most, and what this core does."""
 
+import platform
 import re
 import time
 
 import torch
+
+from ouro_lab.measured import once_per_machine
+
+CPU_DTYPES = ("float32", "bfloat16")
+# bf16 also costs conversions; a CPU without bf16 instructions emulates them at a fraction of float32's speed.
+BF16_GAIN = 1.5
+EFFICIENCY = {"float32": 0.4, "bfloat16": 0.35}  # of the products' speed that a small model's step reaches
 
 # Dense bf16 tensor-core FLOP/s with float32 accumulation: NVIDIA's data sheets, sparsity figures halved. First match
 # wins. An RTX 4090 does 165.2e12 so; 330.3e12 is with fp16 accumulation, 82.6e12 without tensor cores.
@@ -25,15 +33,33 @@ def peak_flops(device: torch.device | str) -> float | None:
     return next((peak for pattern, peak in PEAKS if re.search(pattern, device.strip(), re.IGNORECASE)), None)
 
 
-def measured_cpu_rate(seconds: float = 0.2, size: int = 512) -> float:
-    """FLOP/s of one core in float32 matrix products, the best of a short benchmark: others may use the machine."""
+def cpu_rates() -> dict[str, float]:
+    """FLOP/s of one core in matrix products by dtype (`float32`, `bfloat16`), measured once per machine."""
+    key = f"{torch.__version__} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return once_per_machine("cpu.json", key, measured_cpu_rates, lambda rates: isinstance(rates, dict))
+
+
+def measured_cpu_rates(seconds: float = 0.2, size: int = 512) -> dict[str, float]:
+    """The best of a short benchmark of each: others may use the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        a = torch.ones(size, size)
-        return 2 * size**3 / _fastest(a, seconds)
+        ones = torch.ones(size, size)
+        return {name: 2 * size**3 / _fastest(ones.to(getattr(torch, name)), seconds) for name in CPU_DTYPES}
     finally:
         torch.set_num_threads(threads)
+
+
+def cpu_precision() -> str:
+    """Lightning's name of the precision that a run on this CPU trains in: bf16 where its products are worth it."""
+    rates = cpu_rates()
+    return "bf16-mixed" if rates["bfloat16"] > BF16_GAIN * rates["float32"] else "32-true"
+
+
+def training_rate(precision: str) -> float:
+    """FLOP/s that a small model's training step reaches on one core of this machine."""
+    dtype = "bfloat16" if "bf16" in precision else "float32"
+    return cpu_rates()[dtype] * EFFICIENCY[dtype]
 
 
 def core_minutes(flops: float, flops_per_second: float) -> float:

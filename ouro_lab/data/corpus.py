@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL
+from ouro_lab.measured import cache_root
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -156,11 +156,6 @@ def content_key(texts: Iterable[str]) -> str:
         data = text.encode("utf-8")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
-
-
-def cache_root() -> Path:
-    """`$OURO_CACHE`, or ~/.cache/ouro_lab."""
-    return Path(os.environ.get("OURO_CACHE") or "~/.cache/ouro_lab").expanduser()
 
 
 def _package(name: str, install: str) -> Path:

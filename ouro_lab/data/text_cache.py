@@ -11,9 +11,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from ouro_lab.data.corpus import Documents, cache_root, content_key
+from ouro_lab.data.corpus import Documents, content_key
 from ouro_lab.data.tasks.protocol import TRAIN
 from ouro_lab.data.tokenizer import Ids, TextTokenizer
+from ouro_lab.measured import cache_root
 
 FORMAT = 1  # raise when the same text and tokenizer would give other files
 _CHUNK = 256  # documents tokenised at a time

@@ -3,16 +3,15 @@
 Shapes: B sequences, S positions, H query heads, K key heads (H a multiple of K), D head size.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ouro_lab.measured import once_per_machine
 
 Rope = tuple[Tensor, Tensor]
 
@@ -80,13 +79,12 @@ def fastest_backend(device: str, dtype: torch.dtype, length: int, head_dim: int,
     """
     machine = f"{torch.__version__} {device} {torch.get_float32_matmul_precision()} threads={torch.get_num_threads()}"
     key = f"{machine} {dtype} S{length} D{head_dim} docs={documents}"
-    path = Path(os.environ.get("OURO_CACHE", Path.home() / ".cache" / "ouro_lab")) / "attention.json"
-    known = _read(path)
-    if key not in known:
+
+    def cheapest() -> str:
         costs = {name: _cost(name, torch.device(device), dtype, length, head_dim, documents) for name in BACKENDS}
-        known = {key: min(costs, key=lambda name: costs[name])} | _read(path)  # who wrote first is right
-        _write(path, known)
-    return known[key]
+        return min(costs, key=lambda name: costs[name])
+
+    return once_per_machine("attention.json", key, cheapest, lambda name: name in BACKENDS)
 
 
 def _cost(name: str, device: torch.device, dtype: torch.dtype, length: int, head_dim: int, documents: bool) -> float:
@@ -114,18 +112,3 @@ def _cost(name: str, device: torch.device, dtype: torch.dtype, length: int, head
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _read(path: Path) -> dict[str, str]:
-    """The entries of the cache file that can be used; none of a file that is missing or broken."""
-    try:
-        return {key: name for key, name in dict(json.loads(path.read_text())).items() if name in BACKENDS}
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _write(path: Path, known: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(known, indent=1, sort_keys=True))
-    beside.replace(path)

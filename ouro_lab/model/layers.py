@@ -43,6 +43,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler fuses the formula with what stands around it
+            x32 = x.to(torch.promote_types(torch.float32, x.dtype))
+            return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight.to(x.dtype)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
 

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ouro_lab.training.checkpoint import AtomicCheckpointIO
+from ouro_lab.training.execution import CompileBlocks
 
 
 def build(
@@ -17,6 +18,7 @@ def build(
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: str = "32-true",
+    compile: bool = False,
     accumulate: int = 1,
     clip: float | None = 1.0,
     val_every: int = 250,
@@ -28,6 +30,7 @@ def build(
     """A trainer for `steps` optimiser steps that validates and checkpoints every `val_every` of them, two kept.
 
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
+    precision, compile: `auto` of a config is settled before, in `execution.settle`.
     clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
     """
     check_counts({"accumulate": accumulate, "val_every": val_every, "log_every": log_every})
@@ -54,7 +57,7 @@ def build(
         check_val_every_n_epoch=None,
         val_check_interval=min(val_every, steps) * accumulate,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks, checkpoints],
+        callbacks=[*callbacks, *([CompileBlocks()] if compile else []), checkpoints],
         plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,

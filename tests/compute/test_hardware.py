@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ouro_lab.compute.hardware import core_minutes, measured_cpu_rate, peak_flops
+from ouro_lab.compute import hardware
+from ouro_lab.compute.hardware import core_minutes, cpu_precision, measured_cpu_rates, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,16 @@ def test_a_cpu_has_no_known_peak():
 
 def test_rate_of_this_core_leaves_the_threads_as_they_were():
     threads = torch.get_num_threads()
-    assert 1e8 < measured_cpu_rate(seconds=0.02, size=128) < 1e13
+    rates = measured_cpu_rates(seconds=0.02, size=128)
+    assert sorted(rates) == ["bfloat16", "float32"]
+    assert all(1e8 < rate < 1e13 for rate in rates.values())
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(2.1e11, "bf16-mixed"), (1.4e11, "32-true"), (1e10, "32-true")])
+def test_bf16_only_where_its_products_are_worth_it(bf16, precision, monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_rates", lambda: {"float32": 1e11, "bfloat16": bf16})
+    assert cpu_precision() == precision
 
 
 def test_core_minutes():

@@ -1,0 +1,38 @@
+"""What is measured once per machine and then remembered, so that all of its runs, and a resumed one, decide alike."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def cache_root() -> Path:
+    """`$OURO_CACHE`, or ~/.cache/ouro_lab."""
+    return Path(os.environ.get("OURO_CACHE") or "~/.cache/ouro_lab").expanduser()
+
+
+def once_per_machine(file: str, key: str, measure: Callable[[], Any], valid: Callable[[Any], bool]) -> Any:
+    """The value of `key` in `file` of the cache; measured and kept there if it is missing or not `valid`."""
+    path = cache_root() / file
+    known = _read(path)
+    if not valid(known.get(key)):
+        value = measure()
+        known = {key: value} | {k: v for k, v in _read(path).items() if k != key or valid(v)}  # who wrote first is right
+        _write(path, known)
+    return known[key]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's entries; none of a file that is missing or broken."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(known, indent=1, sort_keys=True))
+    beside.replace(path)

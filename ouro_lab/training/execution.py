@@ -1,0 +1,124 @@
+"""How a run is executed here: its precision, and whether its blocks are compiled. Chosen by measurement, then kept."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from types import MethodType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from ouro_lab.compute.hardware import cpu_precision, cpu_rates, training_rate
+from ouro_lab.measured import cache_root, once_per_machine
+
+WORTH_SECONDS = 60.0  # of training from which a compiled block pays for its start: 3 s, or 10–20 s the first time
+
+
+@dataclass(frozen=True)
+class Execution:
+    """precision: a name of Lightning's. compiled: one compiled block for all layers and loops."""
+
+    precision: str
+    compiled: bool
+
+    @property
+    def line(self) -> str:
+        """What a log says at the start."""
+        rates = cpu_rates()
+        gain = f"bf16 products {rates['bfloat16'] / rates['float32']:.1f} × float32's speed here"
+        return f"precision {self.precision} ({gain}), blocks {'compiled' if self.compiled else 'not compiled'}"
+
+
+def settle(trainer: Mapping[str, Any], flops: float, earlier: Mapping[str, Any]) -> Execution:
+    """Resolves `auto` of `trainer.precision` and `trainer.compile`; `earlier` is what this run settled before.
+
+    flops: of the whole run. A GPU computes in bf16; there, blocks are compiled only where that is asked for.
+
+    Raises:
+        ValueError: compile is neither true, false nor auto, or is asked for where no compiler works.
+    """
+    if earlier:
+        return Execution(**earlier)
+    on_cpu = trainer.get("accelerator", "cpu") == "cpu"
+    precision, asked = trainer.get("precision", "32-true"), trainer.get("compile", False)
+    if precision == "auto":
+        precision = cpu_precision() if on_cpu else "bf16-mixed"
+    if asked not in (True, False, "auto"):
+        raise ValueError(f"trainer.compile = {asked!r}: must be true, false or auto")
+    if asked is True and on_cpu and not compiler_works():
+        raise ValueError("trainer.compile = True: no C++ compiler works here; must be false, or install g++")
+    if asked == "auto":
+        asked = on_cpu and flops / training_rate(precision) > WORTH_SECONDS and compiler_works()
+    return Execution(precision, bool(asked))
+
+
+def note(execution: Execution) -> dict[str, Any]:
+    return asdict(execution)
+
+
+@cache
+def compiler_works() -> bool:
+    """Whether torch.compile makes code for this CPU: tried once per machine, in a process of its own."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        return False
+    return once_per_machine("compiler.json", f"{torch.__version__} {sys.executable}", _try_compiler, _is_bool)
+
+
+def share_compiled_code() -> None:
+    """Compiled blocks are kept in the cache folder: a study compiles once, not once a run."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+    # A pool of compiling processes would import torch once more each and hold cores that other runs train on.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+class CompileBlocks(Callback):
+    """Compiles the training pass of the backbone's blocks, and counts the graphs that were made."""
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            compile_blocks(module.backbone)
+
+
+def compile_blocks(backbone: nn.Module) -> None:
+    """One compiled forward for all `backbone.layers`, as they share code and shapes; a loop reuses it.
+
+    Only where gradients are wanted: evaluation has other shapes, each of which would be compiled anew. A backbone
+    without `layers` stays as it is.
+    """
+    for layer in getattr(backbone, "layers", []):
+        compiled = _compiled(type(layer).forward)
+        layer.forward = MethodType(_where_trained(compiled, type(layer).forward), layer)
+
+
+def graphs() -> int:
+    """Graphs that torch.compile has made in this process; more than one per block shape means that something varies."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@cache
+def _compiled(forward: Callable) -> Callable:
+    return torch.compile(forward, dynamic=False)
+
+
+def _where_trained(compiled: Callable, plain: Callable) -> Callable:
+    def forward(self: nn.Module, *arguments: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else plain)(self, *arguments)
+
+    return forward
+
+
+def _try_compiler() -> bool:
+    code = "import torch; f = torch.compile(lambda x: x.sin() + 1); assert f(torch.ones(3)).shape == (3,)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300, check=False)
+    return done.returncode == 0
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
