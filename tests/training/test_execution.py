@@ -1,0 +1,108 @@
+"""How a run is executed: settled by measurement, kept for its later attempts; compiled blocks equal plain ones."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ouro_lab.model import looped
+from ouro_lab.objectives import StageOne
+from ouro_lab.training import execution
+from ouro_lab.training.execution import Execution, compile_blocks, graphs, settle
+
+LONG = 1e18  # FLOPs
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """A CPU with the given bf16 speed (float32: 1e11) and compiler."""
+
+    def make(bf16: float, compiler: bool) -> None:
+        rates = {"float32": 1e11, "bfloat16": bf16}
+        for module in ("ouro_lab.compute.hardware", "ouro_lab.training.execution"):
+            monkeypatch.setattr(f"{module}.cpu_rates", lambda: rates)
+        monkeypatch.setattr(execution, "compiler_works", lambda: compiler)
+
+    return make
+
+
+AUTO = {"accelerator": "cpu", "precision": "auto", "compile": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("bf16", "compiler", "flops", "expected"),
+    [
+        (2e11, True, LONG, Execution("bf16-mixed", True)),
+        (2e11, False, LONG, Execution("bf16-mixed", False)),
+        (5e10, True, LONG, Execution("32-true", True)),
+        (2e11, True, 1e9, Execution("bf16-mixed", False)),  # too short to pay for a compilation
+    ],
+)
+def test_auto_follows_the_machine_and_the_run_s_length(machine, bf16, compiler, flops, expected) -> None:
+    machine(bf16, compiler)
+    assert settle(AUTO, flops, {}) == expected
+
+
+def test_what_was_settled_is_kept_whatever_is_measured_later(machine) -> None:
+    machine(2e11, True)
+    first = settle(AUTO, LONG, {})
+    machine(1e10, False)
+    assert settle(AUTO, LONG, execution.note(first)) == first
+
+
+def test_what_is_named_is_taken(machine) -> None:
+    machine(2e11, True)
+    assert settle({"precision": "32-true", "compile": True}, 1.0, {}) == Execution("32-true", True)
+    assert settle({}, LONG, {}) == Execution("32-true", False)  # the constructor's own defaults
+    assert settle(AUTO | {"accelerator": "gpu"}, LONG, {}) == Execution("bf16-mixed", False)
+
+
+def test_bad_compile_is_one_clear_line(machine) -> None:
+    machine(2e11, False)
+    with pytest.raises(ValueError, match=r"trainer.compile = 'yes': must be true, false or auto"):
+        settle(AUTO | {"compile": "yes"}, LONG, {})
+    with pytest.raises(ValueError, match=r"trainer.compile = True: no C\+\+ compiler works here"):
+        settle(AUTO | {"compile": True}, LONG, {})
+
+
+def test_the_line_says_what_was_measured(machine) -> None:
+    machine(2e11, True)
+    assert Execution("bf16-mixed", True).line == (
+        "precision bf16-mixed (bf16 products 2.0 × float32's speed here), blocks compiled"
+    )
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("mixed", "tolerance"), [(False, 1e-5), (True, 2e-2)])
+def test_compiled_blocks_train_as_plain_ones(
+    mixed: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Loss and gradients within rounding; one forward graph for all layers and loops; evaluation stays plain."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    torch.manual_seed(0)
+    tokens = torch.randint(11, (4, 12))
+    plain = looped(3, 2, vocab_size=11, width=32, heads=2, gate=True, init_std=0.3, attention="plain")
+    compiled = copy.deepcopy(plain)
+    execution._compiled.cache_clear()
+    compile_blocks(compiled)
+    before = graphs()
+    found = []
+    for model in (plain, compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss, _ = StageOne()(model.loop_states(tokens), model.head_weight, tokens)
+        loss.backward()
+        found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    (loss, grads), (loss_compiled, grads_compiled) = found
+    assert graphs() - before == 1
+    torch.testing.assert_close(loss_compiled, loss, rtol=tolerance, atol=0)
+    for name, grad in grads.items():
+        assert (grads_compiled[name] - grad).norm() <= 2 * tolerance * grad.norm(), name
+    with torch.no_grad():
+        assert torch.equal(plain(tokens), compiled(tokens))
+        assert torch.equal(plain(tokens[:1]), compiled(tokens[:1]))
+    assert graphs() - before == 1
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
