@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report evidence ui test bench check setup clean FORCE
+.PHONY: help experiment list status report power evidence ui test bench check setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,10 +22,10 @@ export TORCH_CHOICE := $(or $(TORCH_SPEC),$(TORCH_DEFAULT)) $(if $(TORCH_INDEX),
 endif
 
 # As typed: make would expand the $ of ${backbone.width}.
-export NAME LAUNCHER
+export NAME LAUNCHER BUDGET
 export OVERRIDES_TYPED := $(value OVERRIDES)
 
-ifneq ($(filter experiment status report evidence,$(MAKECMDGOALS)),)
+ifneq ($(filter experiment status report power evidence,$(MAKECMDGOALS)),)
 ifeq ($(strip $(NAME)),)
 $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
 endif
@@ -52,10 +52,11 @@ endef
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo; echo '  NAME=<study>  OVERRIDES="key=value key=value"  LAUNCHER=local|slurm  PYTHON=python3.12'
-	@echo '  TORCH_SPEC=torch==2.13.0  TORCH_INDEX=<url of another build>  ARGS="options of pytest"'
+	@echo '  BUDGET=<minutes>  TORCH_SPEC=torch==2.13.0  TORCH_INDEX=<url of another build>'
+	@echo '  ARGS="options of pytest, or of bench"'
 
-experiment: $(READY)  ## run a study, or finish it, and report: NAME=p_hop
-	@$(WITH_OVERRIDES) -m ouro_lab run "$$NAME" $${LAUNCHER:+launcher="$$LAUNCHER"}
+experiment: $(READY)  ## run a study, or finish it, and report: NAME=p_hop, BUDGET=20 cuts it to minutes
+	@$(WITH_OVERRIDES) -m ouro_lab run "$$NAME" $${BUDGET:+--budget="$$BUDGET"} $${LAUNCHER:+launcher="$$LAUNCHER"}
 
 list: $(READY)  ## every study: question, claim, cost here, state
 	@$(PY) -m ouro_lab list
@@ -66,6 +67,9 @@ status: $(READY)  ## what is done, running and left: NAME=p_hop
 report: $(READY)  ## table, figures and verdict again: NAME=p_hop
 	@$(PY) -m analysis.report "$$NAME"
 
+power: $(READY)  ## seeds and hours that decide each contrast, from a pilot: NAME=p_hop
+	@$(WITH_OVERRIDES) -m analysis.power "$$NAME"
+
 evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_hop
 	@$(PY) -m ouro_lab evidence "$$NAME"
 
@@ -75,8 +79,8 @@ ui: $(READY)  ## MLflow's pages, on this machine only
 test: $(READY)  ## all tests, one process per core: ARGS="-m 'not slow'"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
-bench: $(READY)  ## what a run costs beyond its training step
-	@OMP_NUM_THREADS=1 $(PY) -m ouro_lab.bench
+bench: $(READY)  ## our training step against rivals, as ratios: ARGS="--quick", ARGS=curves
+	@OMP_NUM_THREADS=1 $(PY) -m ouro_lab.bench $(ARGS)
 
 check: $(READY)  ## lint, format, types
 	@$(PY) -m ruff check

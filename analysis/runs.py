@@ -70,6 +70,18 @@ def load(study: str, root: Path | str | None = None, evidence: Path | str | None
     raise UnknownStudyError(_unknown(study, folder.parent, committed.parent))
 
 
+def versions(study: str, root: Path | str | None = None, evidence: Path | str | None = None) -> dict[str, StudyResult]:
+    """All that is kept of a study: `tracked runs`, then `committed evidence`; empty where there is neither."""
+    folder = (Path(root) if root else records.runs_root()) / study
+    committed = (Path(evidence) if evidence else RESULTS) / study
+    found = {}
+    if (folder / "study.json").is_file():
+        found["tracked runs"] = _from_runs(folder)
+    if (committed / "study.json").is_file() and (committed / "runs.csv").is_file():
+        found["committed evidence"] = _from_evidence(committed)
+    return found
+
+
 def export(result: StudyResult, folder: Path | str) -> None:
     """study.json, runs.csv and curves.csv.gz: the same bytes for the same result, floats to the last bit."""
     folder = Path(folder)

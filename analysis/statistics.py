@@ -138,18 +138,21 @@ def equivalence_power(bound: float, n: int, alpha: float = 0.05) -> float:
 
 def equivalence_n(sd: float, bound: float, target: float = 0.8, alpha: float = 0.05) -> int | None:
     """Seeds that TOST needs for power `target` at ±bound if the arms are truly equal; None if over 100,000."""
-    limit = 100_000
     if sd == 0:
         return 2
-    if bound <= 0 or equivalence_power(bound / sd, limit, alpha) < target:
-        return None
-    low, high = 1, 2
-    while equivalence_power(bound / sd, high, alpha) < target:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if equivalence_power(bound / sd, middle, alpha) < target else (low, middle)
-    return high
+    return _first_n(lambda n: equivalence_power(bound / sd, n, alpha), target) if bound > 0 else None
+
+
+def superiority_n(sd: float, margin: float, target: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Seeds that a paired t test needs for power `target` if the true mean is `margin` off its null; None: over 1e5."""
+    if sd == 0 or margin == 0:
+        return 2 if margin else None
+    return _first_n(lambda n: power(abs(margin) / sd, n, alpha), target)
+
+
+def sd_upper(sd: float, n: int, level: float = 0.8) -> float:
+    """Upper confidence bound of a normal SD that n values estimate (chi-square): 2.1 × at n = 3, 1.3 × at 8."""
+    return sd * math.sqrt((n - 1) / float(stats.chi2.ppf(1 - level, n - 1)))
 
 
 def prediction_interval(values: Values, new: int = 1, level: float = 0.95) -> tuple[float, float]:
@@ -219,6 +222,19 @@ def _over_sd(n: int, function: Callable[[np.ndarray], np.ndarray]) -> float:
 @cache
 def _sd_ratios(n: int) -> np.ndarray:
     return np.sqrt(stats.chi2.ppf(_NODES, n - 1) / (n - 1))
+
+
+def _first_n(power_at: Callable[[int], float], target: float, limit: int = 100_000) -> int | None:
+    """The smallest n ≥ 2 with this power, which must grow with n; None if it is over `limit`."""
+    if power_at(limit) < target:
+        return None
+    low, high = 1, 2
+    while power_at(high) < target:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if power_at(middle) < target else (low, middle)
+    return high
 
 
 def _proportion(successes: int, n: int, level: float, method: str) -> tuple[float, float]:

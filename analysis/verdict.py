@@ -73,16 +73,17 @@ def judge(result: StudyResult) -> dict[str, Verdict]:
     contrasts = result.study.get("contrasts") or {}
     samples = {name: paired_sample(result, contrast) for name, contrast in contrasts.items()}
     p = {name: _p(samples[name], contrast) for name, contrast in contrasts.items()}
-    family = [name for name, spec in contrasts.items() if not spec["primary"] and spec["rule"] != "estimate"]
-    # A contrast that cannot be tested yet keeps its place in the family: finishing it must not change the others' rule.
-    ps = [1.0 if p[name] is None else p[name] for name in family]
-    levels = dict(zip(family, statistics.holm_levels(ps, ALPHA), strict=True))
-    adjusted = dict(zip(family, statistics.holm(ps), strict=True))
+    tested = _family(contrasts, p)
+    level, adjusted = levels(contrasts, p), dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
     order = sorted(contrasts, key=lambda name: not contrasts[name]["primary"])
-    return {
-        name: _verdict(result, name, samples[name], levels.get(name, ALPHA), p[name], adjusted.get(name))
-        for name in order
-    }
+    return {name: _verdict(result, name, samples[name], level[name], p[name], adjusted.get(name)) for name in order}
+
+
+def levels(contrasts: Mapping[str, Mapping[str, Any]], p: Mapping[str, float | None]) -> dict[str, float]:
+    """α at which each contrast is decided, given every p: Holm's for the tests beside the primary one, else `ALPHA`."""
+    tested = _family(contrasts, p)
+    found = dict(zip(tested, statistics.holm_levels(list(tested.values()), ALPHA), strict=True))
+    return {name: found.get(name, ALPHA) for name in contrasts}
 
 
 def decide(estimate: statistics.Estimate, contrast: Mapping[str, Any], alpha: float) -> str:
@@ -90,11 +91,17 @@ def decide(estimate: statistics.Estimate, contrast: Mapping[str, Any], alpha: fl
     rule, bound = contrast["rule"], contrast["bound"]
     if rule == "estimate":
         return "estimated"
-    if _decision_p(estimate, contrast) > alpha:
+    if decision_p(estimate, contrast) > alpha:
         return "inconclusive"
     if rule == "superiority":
         return "supported" if estimate.mean > bound else "contradicted"
     return "equivalent" if abs(estimate.mean) < bound else "contradicted"
+
+
+def _family(contrasts: Mapping[str, Mapping[str, Any]], p: Mapping[str, float | None]) -> dict[str, float]:
+    """p of Holm's family. A contrast that cannot be tested yet keeps its place: finishing it must not change a rule."""
+    names = [name for name, spec in contrasts.items() if not spec["primary"] and spec["rule"] != "estimate"]
+    return {name: 1.0 if (found := p[name]) is None else found for name in names}
 
 
 def _verdict(
@@ -148,13 +155,13 @@ def _bare_word(sample: PairedSample, contrast: Mapping[str, Any], alpha: float) 
         return "estimated", notes
     if len(sample.seeds) < 2:
         return f"inconclusive (n = {len(sample.seeds)})", notes
-    estimate = _improvement(sample, contrast, sample.seeds)
+    estimate = improvement(sample, contrast, sample.seeds)
     word = decide(estimate, contrast, alpha)
     if estimate.error == 0:
         notes.append("all differences are equal: the interval has no width")
         word = word if estimate.n >= 3 else "inconclusive"
     if sample.diverged and word != "inconclusive":
-        alone = _improvement(sample, contrast, sample.survivors) if len(sample.survivors) >= 2 else None
+        alone = improvement(sample, contrast, sample.survivors) if len(sample.survivors) >= 2 else None
         if alone is None or decide(alone, contrast, alpha) != word or sample.floor is None:
             notes.append(f"{word} only if the diverged runs are counted one way")
             word = "inconclusive"
@@ -178,7 +185,8 @@ def _qualifiers(study: Mapping[str, Any], contrast: Mapping[str, Any]) -> list[s
     return found if registered.get("hash") == study["hash"] else [*found, "exploratory"]
 
 
-def _improvement(sample: PairedSample, contrast: Mapping[str, Any], seeds: list[int]) -> statistics.Estimate:
+def improvement(sample: PairedSample, contrast: Mapping[str, Any], seeds: list[int]) -> statistics.Estimate:
+    """The mean difference in the direction of improvement: positive where the arm is better."""
     arm, reference = sample.pairs(seeds)
     return statistics.paired(arm, reference) if contrast["higher_is_better"] else statistics.paired(reference, arm)
 
@@ -186,10 +194,10 @@ def _improvement(sample: PairedSample, contrast: Mapping[str, Any], seeds: list[
 def _p(sample: PairedSample, contrast: Mapping[str, Any]) -> float | None:
     if len(sample.seeds) < 2 or contrast["rule"] == "estimate" or sample.missing:
         return None
-    return _decision_p(_improvement(sample, contrast, sample.seeds), contrast)
+    return decision_p(improvement(sample, contrast, sample.seeds), contrast)
 
 
-def _decision_p(estimate: statistics.Estimate, contrast: Mapping[str, Any]) -> float:
+def decision_p(estimate: statistics.Estimate, contrast: Mapping[str, Any]) -> float:
     """p of the decision that a rule can take: at most one of its two directions is ever wrong, so α covers both."""
     bound = contrast["bound"]
     if contrast["rule"] == "superiority":

@@ -1,8 +1,9 @@
-"""What `make` calls: python -m ouro_lab run|list|status|evidence [NAME] [overrides]."""
+"""What `make` calls: python -m ouro_lab run|list|status|evidence [NAME] [--budget=minutes] [overrides]."""
 
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 from ouro_lab.config import ConfigError, nearest
 from ouro_lab.run import first_line
@@ -20,13 +21,22 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"verb {verb}: {nearest(verb, known)}")
         if arguments[0] != "list" and len(arguments) < 2:
             raise ConfigError(f"NAME: missing; {nearest('', verbs.study_names())}")
-        return known[arguments[0]](*arguments[1:2], *([arguments[2:]] if arguments[0] in ("run", "status") else []))
+        return known[arguments[0]](*arguments[1:2], *_options(arguments))
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def _options(arguments: list[str]) -> list[Any]:
+    """What follows the study's name: overrides, and of `run` the minutes of --budget=."""
+    budget = [word.removeprefix("--budget=") for word in arguments[2:] if word.startswith("--budget=")]
+    overrides = [word for word in arguments[2:] if not word.startswith("--budget=")]
+    if budget and arguments[0] != "run":
+        raise ConfigError(f"{arguments[0]}: takes no --budget; only run does")
+    return {"run": [overrides, *budget[-1:]], "status": [overrides]}.get(arguments[0], [])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

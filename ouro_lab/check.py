@@ -52,8 +52,7 @@ def _check_training(config: DictConfig, part: Parts) -> None:
 
 def _check_metric(path: str, metric: str, part: Parts) -> None:
     """A misspelt metric would be noticed only in the report, when everything has run."""
-    names = ["loss", "accuracy", *(f"accuracy/{group}" for group in part.data.groups)]
-    names += ["bits_per_byte"] if getattr(part.data, "count_bytes", False) else []
+    names = part.data.metric_names
     by_loop = re.sub(r"_loop\d+", "", metric)
     if by_loop not in [*names, "exit_loop_mean"]:
         raise ConfigError(f"{path} = {metric}: no such metric; {nearest(metric, names)}")

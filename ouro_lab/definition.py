@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ouro_lab.config import ConfigError, nearest
+from ouro_lab.config import ConfigError, nearest, study_names
 from ouro_lab.rates import RateBlock
 
 
@@ -48,6 +48,7 @@ class Definition:
     scope: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None  # A/A: {arm, metric, size}
+    pilot: str | None = None  # the study, with arms of the same names, whose spread `make power` plans with
     smoke: tuple[str, ...] = ()  # overrides that SMOKE=1 adds: the whole study in seconds, its numbers worth nothing
 
 
@@ -81,7 +82,7 @@ def _check_contrasts(definition: Definition) -> None:
 
 
 def _check_others(definition: Definition) -> None:
-    """Seeds are distinct integers; a control and a calibration name an arm."""
+    """Seeds are distinct integers; a control and a calibration name an arm, a pilot a study."""
     seeds = definition.seeds
     if len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise ConfigError(f"study.seeds = {list(seeds)}: must be different integers ≥ 0")
@@ -89,6 +90,9 @@ def _check_others(definition: Definition) -> None:
         block = getattr(definition, key)
         if block is not None and block.get("arm") not in definition.arms:
             raise ConfigError(f"study.{key}.arm = {block.get('arm')}: not an arm; valid: {', '.join(definition.arms)}")
+    pilot = definition.pilot
+    if pilot is not None and pilot not in study_names():
+        raise ConfigError(f"study.pilot = {pilot}: no such study; {nearest(str(pilot), study_names())}")
 
 
 def _arm(path: str, value: Any) -> Arm:

@@ -18,7 +18,8 @@ def once_per_machine(file: str, key: str, measure: Callable[[], Any], valid: Cal
     known = _read(path)
     if not valid(known.get(key)):
         value = measure()
-        known = {key: value} | {k: v for k, v in _read(path).items() if k != key or valid(v)}  # who wrote first is right
+        since = {k: v for k, v in _read(path).items() if k != key or valid(v)}
+        known = {key: value} | since  # who wrote first is right
         _write(path, known)
     return known[key]
 

@@ -154,7 +154,7 @@ class Session:
 
         initialise(parts.backbone, self.config.seed)
         optim = build(self.config.optim, "optim")
-        metrics = self.data.metrics(parts.backbone.loops)
+        metrics = self.data.metrics(parts.backbone.loops, parts.cost["parameters"])
         module = LoopedModule(parts.backbone, parts.objective, optim, metrics, self.steps)
         if self.config.init_from is not None:
             self._load(source(self.config.init_from), module)

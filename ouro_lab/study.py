@@ -24,8 +24,8 @@ ATTEMPTS = 3  # a failed run is retried at most twice
 
 # What says where and how a run executes, not what it computes.
 OUTSIDE_HASH = ("launcher", "tracking", "study")
-# What a study says of itself and how it is drawn; rewording changes no verdict.
-WORDS = ("question", "hypothesis", "claim", "scope", "figures", "smoke")
+# What a study says of itself, how it is drawn and what it was planned with; rewording changes no verdict.
+WORDS = ("question", "hypothesis", "claim", "scope", "figures", "smoke", "pilot")
 EVALUATION = ("seed", "val_size", "test_size", "val_tokens", "test_tokens", "eval_batch_size")
 OUTSIDE_HASH_TRAINER = ("devices", "num_nodes", "strategy")
 
@@ -185,6 +185,11 @@ class Study:
                     theirs = set_by_arm.lstrip("+~").split("=")[0]
                     if key in (theirs, f"{theirs}._target_") or theirs.startswith(f"{key}."):
                         raise ConfigError(f"override {override}: {theirs} is set by arm {name}; change the arm instead")
+
+
+def study_here(name: str, overrides: Sequence[str] = ()) -> Study:
+    """The study as the verbs take it: SMOKE=1 adds its own overrides."""
+    return Study(name, [*overrides, *(smoke_overrides(name) if records.smoke() else [])])
 
 
 def smoke_overrides(name: str) -> list[str]:

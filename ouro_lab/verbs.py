@@ -7,38 +7,33 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ouro_lab import records, tracking
+from ouro_lab import cut, estimate, records, tracking
 from ouro_lab.assembly import Parts
-from ouro_lab.check import check, match_table, register, save
-from ouro_lab.compute.hardware import training_rate
-from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, plain, study_names
+from ouro_lab.check import check, command, match_table, register, save
+from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
 from ouro_lab.progress import StudyProgress
-from ouro_lab.study import RESULTS, Run, Study, smoke_overrides
+from ouro_lab.run import first_line
+from ouro_lab.study import RESULTS, Run, Study, study_here
 from ouro_lab.training.callbacks import clock
-from ouro_lab.training.execution import settle
 
 PUSH_SECONDS = 30.0
 
 
-def run(name: str, overrides: Sequence[str] = ()) -> int:
-    """Check, prepare, execute what is left, report; always report, also after failures."""
-    study = _study(name, overrides)
+def run(name: str, overrides: Sequence[str] = (), budget: str | None = None) -> int:
+    """Check, prepare, execute what is left, report; always report, also after failures.
+
+    budget: minutes of this machine that the study is cut down to (`ouro_lab.cut` has the rule).
+    """
+    whole, minutes = study_here(name, overrides), cut.read_minutes(budget) if budget else None
     with records.run_lock(records.runs_root() / name) as free:
         if not free:
             raise ConfigError(f"study {name}: another process is running it; make status NAME={name}")
-        parts = check(study)
-        launcher = build(study.config.launcher, "launcher")
-        study.expand()  # both may refuse, and nothing is written yet
-        print(f"{name}: {study.definition.question}\n\n{match_table(study, parts)}\n", flush=True)
+        study, parts = _checked(whole, minutes)
         store = prepare(study)
+        if minutes:
+            cut.remember(whole, study, minutes)
         register(study)
-        save(study, parts)
-        watch = Watch(study, parts, store)
-        try:
-            launcher.execute(study.todo, study.expand, watch)
-        finally:
-            watch.end()
-            save(study, parts)
+        _execute(study, parts, store)
         _report(study, store)
     failed = [run.id for run in study.expand() if run.state == "failed"]
     for run_id in failed:
@@ -96,7 +91,7 @@ def list_studies() -> int:
         study = Study(name)
         minutes = "?"
         try:
-            minutes = f"{_core_minutes(study, check(study)):.0f} core-minutes"
+            minutes = f"{estimate.core_minutes(study, check(study)):.0f} core-minutes"
             counts = Counter(run.state for run in study.expand())
             state = ", ".join(f"{count} {what}" for what, count in counts.items())
         except (ConfigError, ValueError) as error:  # what it would cost is known also where its rates are not
@@ -109,7 +104,7 @@ def list_studies() -> int:
 
 def status(name: str, overrides: Sequence[str] = ()) -> int:
     """done / running / diverged / failed / to do / stale, and the time left."""
-    study = _study(name, overrides)
+    study = study_here(name, overrides)
     parts = check(study)
     runs = study.expand()
     counts = Counter(run.state for run in runs)
@@ -120,8 +115,8 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     for stale in study.stale():
         print(f"  stale     {stale}")
     waiting = [run for run in runs if run.state in ("to do", "running")]
-    left = _runs_seconds(waiting, parts, _rate(study))
-    room = build(study.config.launcher, "launcher").room(study.config.trainer.get("accelerator", "cpu"), 1)
+    left = estimate.seconds_left(waiting, parts, estimate.rate(study))
+    room = estimate.slots(study)
     summary = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "diverged", "failed", "to do"))
     print(f"{name}: {summary}, {len(study.stale())} stale; about {clock(left / room)} left here")
     return 0
@@ -154,8 +149,52 @@ def evidence(name: str) -> int:
     return 0
 
 
-def _study(name: str, overrides: Sequence[str]) -> Study:
-    return Study(name, [*overrides, *(smoke_overrides(name) if records.smoke() else [])])
+def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Parts]]:
+    """The study, cut down where that is asked for, and its parts; refuses what cannot run, and writes nothing."""
+    parts = check(study)
+    build(study.config.launcher, "launcher")
+    study.expand()
+    lines: list[str] = []
+    if minutes:
+        study, lines = _within(study, parts, minutes)
+        parts = {arm: parts[arm] for arm in study.definition.arms}
+    print(f"{study.name}: {study.definition.question}\n\n{match_table(study, parts)}\n")
+    print("".join(f"{line}\n" for line in [*lines, *_warnings(study, parts)]), flush=True)
+    return study, parts
+
+
+def _execute(study: Study, parts: dict[str, Parts], store: Any) -> None:
+    save(study, parts)
+    watch = Watch(study, parts, store)
+    try:
+        build(study.config.launcher, "launcher").execute(study.todo, study.expand, watch)
+    finally:
+        watch.end()
+        save(study, parts)
+
+
+def _within(study: Study, parts: dict[str, Parts], minutes: float) -> tuple[Study, list[str]]:
+    """The study cut down to these minutes, and what to say of it."""
+    from analysis import power
+
+    before = power.plan(study, parts)
+    overrides, how = cut.within(study, before.price, minutes)
+    small = Study(study.name, [*study.overrides, *overrides]) if overrides else study
+    lines = [f"BUDGET={minutes:g}: {how}"]
+    if overrides:
+        lines += [f"  {cut.difference(study.definition, small.definition)}", f"  {command(small)}"]
+        lines += [f"  {line}" for line in power.lost(before, power.plan(small, parts))]
+    return small, lines
+
+
+def _warnings(study: Study, parts: dict[str, Parts]) -> list[str]:
+    """What a pilot says that the study cannot decide; a pilot that cannot be read stops nothing."""
+    from analysis import power
+
+    try:
+        return power.warnings(power.plan(study, parts))
+    except (KeyError, OSError, ValueError) as error:
+        return [f"warning: no power figures, the pilot cannot be read ({first_line(error)})"]
 
 
 def _uncommitted() -> str:
@@ -180,29 +219,6 @@ def _report(study: Study, store: Any) -> None:
     report.print_summary(result)
     print(f"report: {page}")
     tracking.push_report(study.name, folder, store)
-
-
-def _rate(study: Study) -> float:
-    """FLOP/s of one core here in the precision that the study would train in."""
-    return training_rate(settle(plain(study.config.trainer), 0.0, {}).precision)
-
-
-def _core_minutes(study: Study, parts: dict[str, Parts]) -> float:
-    seeds = len(study.definition.seeds)
-    if study.definition.lr is not None and study.definition.lr.grid:
-        seeds += len(study.definition.lr.grid) * len(study.definition.lr.seeds)
-    return sum(part.cost["training_flops"] for part in parts.values()) * seeds / _rate(study) / 60
-
-
-def _runs_seconds(runs: list[Run], parts: dict[str, Parts], rate: float) -> float:
-    """Core-seconds, from the runs' own measured step time where they have one."""
-    total = 0.0
-    for run in runs:
-        cost = parts[run.arm].cost
-        rows = [row for row in records.read_metrics(run.directory / "metrics.jsonl") if "perf/step_seconds" in row]
-        step = rows[-1]["perf/step_seconds"] if rows else cost["training_flops"] / cost["steps"] / rate
-        total += step * (cost["steps"] - records.last_step(run.directory / "metrics.jsonl"))
-    return total
 
 
 __all__ = ["evidence", "list_studies", "run", "status", "study_names"]

@@ -3,7 +3,7 @@
 Counted: matrix products, a multiply-add as 2 FLOPs, backward as 2 × forward. A loop saves no backward compute: each
 pass needs its own input and weight gradients. Ignored, as PyTorch's counter does: norms, softmax, rotary embedding,
 SiLU, residual additions, the embedding's look-up, the loss, the optimiser (10–20 FLOPs per stored parameter and step).
-Not model FLOPs either: what is computed twice to save memory (the chunked cross-entropy makes its logits again).
+Not model FLOPs either, so not matched: what is computed twice to save memory (`recompute`'s loops).
 """
 
 from dataclasses import asdict, dataclass

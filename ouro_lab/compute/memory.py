@@ -13,14 +13,16 @@ def activation_bytes(
     norm scales, 4·f of SwiGLU (gate, its SiLU, up, their product), and attention: fused, q, k, v, the output and a
     log-sum-exp per head; plain, k and v repeated for all heads, and S weights per head. `auto` is charged as plain.
     Per loop d (the final norm's input), per supervised loop d (the gradient of its state, made with its loss) and the
-    loss; with a gate d (its input in the last loop, which no other loop keeps); the ids.
+    loss; with a gate d (its input in the last loop, which no other loop keeps); the ids. With `recompute`: the last
+    loop's passes only, and d for the input of every loop before it.
 
     Beside the estimate: weights, gradients (the head's is kept from the loss on), attention's mask, and the chunked
     cross-entropy's logits, which are made and let go again. Mixed precision keeps part in the narrow dtype, part in
     float32, and casts of the weights.
     """
-    passes = config.layers * config.loops
-    per_token = passes * _layer_elements(config, length) + config.loops * (config.width + 1)
+    loops = 1 if config.recompute else config.loops  # kept whole
+    per_token = loops * (config.layers * _layer_elements(config, length) + config.width + 1)
+    per_token += (config.loops - loops) * config.width
     per_token += supervised_loops * (config.width + 1) + config.width * config.gate
     ids = 2 * 8  # tokens and targets, int64
     return batch * length * (per_token * element_bytes + ids)
@@ -42,7 +44,7 @@ def optimiser_bytes(parameters: int, moments: int = 2, element_bytes: int = 4) -
 
 def _layer_elements(config: ModelConfig, length: int) -> int:
     widths = Widths.of(config)
-    if config.attention == "sdpa":
+    if config.attention in ("sdpa", "flash_varlen"):
         attention = 2 * widths.query + 2 * widths.key + config.heads
     else:
         attention = 4 * widths.query + config.heads * length

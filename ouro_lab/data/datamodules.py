@@ -13,7 +13,8 @@ class OrderedData(L.LightningDataModule):
     """Training data in the order rule of `sampler`, evaluation data as fixed sets. A subclass reads samples.
 
     batch_size: sequences per optimiser step over all ranks and micro-batches. seed: the run's; it orders the training
-    data and nothing else. workers: processes per loader; 0 reads in the training process.
+    data and nothing else. eval_batch_size: sequences per rank and evaluation step; None: as many as a training
+    micro-batch has, whose shape may be compiled already. workers: processes per loader; 0 reads in the training one.
     """
 
     vocab_size: int
@@ -21,10 +22,11 @@ class OrderedData(L.LightningDataModule):
     groups: tuple[str, ...] = ()
     count_bytes = False
 
-    def __init__(self, batch_size: int, eval_batch_size: int, seed: int, workers: int) -> None:
+    def __init__(self, batch_size: int, eval_batch_size: int | None, seed: int, workers: int) -> None:
         super().__init__()
         check_range("batch_size", batch_size, 1)
-        check_range("eval_batch_size", eval_batch_size, 1)
+        if eval_batch_size is not None:
+            check_range("eval_batch_size", eval_batch_size, 1)
         check_range("workers", workers, 0)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.workers = int(seed), workers
@@ -44,12 +46,19 @@ class OrderedData(L.LightningDataModule):
         """Per metric what a model without the ability scores, and what that model is."""
         raise NotImplementedError
 
-    def metrics(self, loops: int) -> EvaluationMetrics:
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What `metrics` reports and a study may ask for, without a loop's suffix."""
+        per_byte = ("bits_per_byte",) if self.count_bytes else ()
+        return ("loss", "accuracy", *(f"accuracy/{group}" for group in self.groups), *per_byte)
+
+    def metrics(self, loops: int, parameters: int | None = None) -> EvaluationMetrics:
+        """The metric of one evaluation. parameters: distinct ones of the backbone, for what is told per parameter."""
         return EvaluationMetrics(loops, self.groups, self.count_bytes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         accumulate = self.trainer.accumulate_grad_batches
-        part = Slice(self.batch_size, self.trainer.world_size, self.trainer.global_rank, accumulate)
+        part = self._slice()
         sampler = StepSampler(lambda: self.trainer.global_step * accumulate)
         return DataLoader(
             MicroBatches(self.read_train, part), batch_size=None, sampler=sampler, num_workers=self.workers
@@ -61,10 +70,22 @@ class OrderedData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation(TEST)
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences of one rank's micro-batch."""
+        return len(self._slice().indices(0))
+
+    def _slice(self) -> Slice:
+        if self.trainer is None:
+            return Slice(self.batch_size)
+        trainer = self.trainer
+        return Slice(self.batch_size, trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches)
+
     def _evaluation(self, split: str) -> DataLoader[Batch]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         read = _Split(self, split)
-        batches = EvaluationBatches(read, self.evaluation_size(split), self.eval_batch_size, world, rank)
+        size = self.eval_batch_size or self.micro_batch_size
+        batches = EvaluationBatches(read, self.evaluation_size(split), size, world, rank)
         return DataLoader(batches, batch_size=None, num_workers=self.workers)
 
 
@@ -90,7 +111,7 @@ class TaskData(OrderedData):
         batch_size: int = 64,
         val_size: int = 256,
         test_size: int = 2048,
-        eval_batch_size: int = 256,
+        eval_batch_size: int | None = None,
         seed: int = 0,
         workers: int = 0,
     ) -> None:

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ouro_lab.data.tasks.protocol import IGNORE, UNDEFINED
+from ouro_lab.data.tasks.protocol import IGNORE, SEEN, UNDEFINED
 
 
 class EvaluationMetrics(Metric):
     """Means over a whole split, in the names of docs/design.md (loops one-based in names).
 
     `accuracy` covers the scored positions of every group but `undefined`; a group that the split lacks is not named.
+    Groups `seen_…`, of training items that stand beside held-out ones, are in neither `accuracy` nor `loss`.
+    Several axes of groups: a sequence counts in a group of each; one `undefined` or `seen_…` is so on every axis.
     Bits per byte: nats of all targets / ln 2 / UTF-8 bytes of all targets. The end of a document is a target of no
     bytes whose nats count: every tokenizer pays it once a document, so their values compare.
     """
@@ -24,7 +26,9 @@ class EvaluationMetrics(Metric):
         super().__init__()
         self.loops, self.groups, self.count_bytes = loops, tuple(groups), count_bytes
         bins = max(1, len(groups))
-        self.answers = torch.tensor([group != UNDEFINED for group in self.groups] or [True])  # [G], in `accuracy`
+        self.seen = torch.tensor([group.startswith(SEEN) for group in self.groups] or [False])  # [G]
+        defined = torch.tensor([group != UNDEFINED for group in self.groups] or [True])
+        self.answers = defined & ~self.seen  # [G], in `accuracy`
         shapes = {"nats": (loops,), "targets": (), "bytes": (), "hits": (loops, bins), "scored": (bins,)}
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
@@ -33,11 +37,14 @@ class EvaluationMetrics(Metric):
         """token_loss in nats and correct, both [T, B, S]; what they hold at ignored targets does not matter."""
         valid = batch["targets"] != IGNORE  # [B, S]
         scored = batch["scored"] & valid if "scored" in batch else valid
-        group = batch["group"] if self.groups else torch.zeros_like(batch["targets"][:, 0])  # [B]
+        group = batch["group"] if self.groups else torch.zeros_like(batch["targets"][:, 0])  # [B] or [B, A]
+        axes = group.reshape(len(group), -1).T  # [A, B]
+        for axis in axes:
+            self.hits.index_add_(1, axis, (correct & scored).sum(2).double())
+            self.scored.index_add_(0, axis, scored.sum(1).double())
+        valid = valid & ~self.seen.to(group.device)[axes[0], None]
         self.nats += token_loss.double().masked_fill(~valid, 0).sum((1, 2))
         self.targets += valid.sum()
-        self.hits.index_add_(1, group, (correct & scored).sum(2).double())
-        self.scored.index_add_(0, group, scored.sum(1).double())
         if self.count_bytes:
             self.bytes += batch["bytes"].masked_fill(~valid, 0).sum()
 

@@ -34,8 +34,8 @@ def bits(seed: int, stream: str, indices: Ints, draws: int) -> Bits:
     return mix(state[:, None] + steps)
 
 
-def integers(words: Bits, high: int) -> Ints:
-    """Uniform on 0 … high − 1, from the upper half of each word; the bias is below high / 2³²."""
+def integers(words: Bits, high: int | Ints) -> Ints:
+    """Uniform on 0 … high − 1, from the upper half of each word; the bias is below high / 2³². One high or one each."""
     return ((words >> np.uint64(32)) * np.uint64(high) >> np.uint64(32)).astype(np.int64)
 
 

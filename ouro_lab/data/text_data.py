@@ -38,7 +38,7 @@ class TextData(OrderedData):
         batch_size: int = 32,
         val_tokens: int | None = 65_536,
         test_tokens: int | None = None,
-        eval_batch_size: int = 32,
+        eval_batch_size: int | None = None,
         holdout: int = 10,
         mask_documents: bool = True,
         seed: int = 0,

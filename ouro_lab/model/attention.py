@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ouro_lab.measured import once_per_machine
+from ouro_lab.model.varlen import Spans, attend_varlen, obstacle, spans
 
 Rope = tuple[Tensor, Tensor]
+Mask = Tensor | Spans | None
 
 
 def rope_tables(length: int, head_dim: int, base: float, device: torch.device) -> Rope:
@@ -42,12 +44,21 @@ def attention_bias(length: int, documents: Tensor | None, device: torch.device) 
     return torch.zeros(visible.shape, device=device).masked_fill_(~visible, float("-inf"))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, backend: str) -> Tensor:
+def attention_mask(backend: str, length: int, documents: Tensor | None, device: torch.device) -> Mask:
+    """What `attend` takes with this backend; made once per forward pass."""
+    if backend == "flash_varlen" and documents is not None:
+        return spans(documents)
+    if backend == "sdpa" and documents is None:
+        return None  # fused causal attention reads no mask: at 65,536 positions it alone would be 16 GiB
+    return attention_bias(length, documents, device)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, causal: bool, backend: str) -> Tensor:
     """Attention of q [B, S, H, D] over k, v [B, S, K, D]; returns [B, S, H, D].
 
-    `bias` is `attention_bias`'s; `causal` says that it holds no document mask: fused kernels then ignore it, None too.
+    mask: `attention_mask`'s. causal: it holds no documents; sdpa then ignores it.
     """
-    return BACKENDS[backend](q, k, v, bias, causal)
+    return BACKENDS[backend](q, k, v, mask, causal)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool) -> Tensor:
@@ -68,7 +79,17 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped).transpose(1, 2)
 
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"plain": _plain, "sdpa": _sdpa}
+def _flash_varlen(q: Tensor, k: Tensor, v: Tensor, where: Spans, causal: bool) -> Tensor:
+    return attend_varlen(q, k, v, where)
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {"plain": _plain, "sdpa": _sdpa, "flash_varlen": _flash_varlen}
+
+
+def candidates(device: str, dtype: torch.dtype, head_dim: int, documents: bool) -> list[str]:
+    """Backends that can run here; without documents sdpa is the fused kernel already."""
+    varlen = documents and obstacle(device, dtype, head_dim) is None
+    return [name for name in BACKENDS if name != "flash_varlen" or varlen]
 
 
 @cache
@@ -81,7 +102,8 @@ def fastest_backend(device: str, dtype: torch.dtype, length: int, head_dim: int,
     key = f"{machine} {dtype} S{length} D{head_dim} docs={documents}"
 
     def cheapest() -> str:
-        costs = {name: _cost(name, torch.device(device), dtype, length, head_dim, documents) for name in BACKENDS}
+        names = candidates(device, dtype, head_dim, documents)
+        costs = {name: _cost(name, torch.device(device), dtype, length, head_dim, documents) for name in names}
         return min(costs, key=lambda name: costs[name])
 
     return once_per_machine("attention.json", key, cheapest, lambda name: name in BACKENDS)
@@ -98,12 +120,12 @@ def _cost(name: str, device: torch.device, dtype: torch.dtype, length: int, head
     times = []
     with torch.inference_mode(False), torch.enable_grad():
         ids = torch.zeros(batch, length, dtype=torch.long, device=device) if documents else None
-        bias = attention_bias(length, ids, device)
+        mask = attention_mask(name, length, ids, device)
         q, k, v = (torch.randn(shape, generator=generator, device=device).to(dtype).requires_grad_() for _ in range(3))
         for _ in range(7):
             _synchronise(device)
             start = time.perf_counter()
-            attend(q, k, v, bias, not documents, name).sum().backward()
+            attend(q, k, v, mask, not documents, name).sum().backward()
             _synchronise(device)
             times.append(time.perf_counter() - start)
     return sorted(times[2:])[2]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-ATTENTION_BACKENDS = ("auto", "plain", "sdpa")
+ATTENTION_BACKENDS = ("auto", "plain", "sdpa", "flash_varlen")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.02
     attention: str = "auto"
+    recompute: bool = False  # keep the state between loops only, and compute a loop again in the backward pass
 
     def __post_init__(self) -> None:
         _require_counts(self, "vocab_size", "layers", "loops", "width", "heads")
@@ -43,6 +44,7 @@ class ModelConfig:
         _require(self.head_dim % 2 == 0, self, "head_dim", "an even integer (rotary pairs)")
         _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads ({self.heads})")
         _require(self.attention in ATTENTION_BACKENDS, self, "attention", f"one of {', '.join(ATTENTION_BACKENDS)}")
+        _require(isinstance(self.recompute, bool), self, "recompute", "true or false")
         for name in ("rope_base", "norm_eps", "init_std"):
             value = getattr(self, name)
             _require(isinstance(value, int | float) and value > 0, self, name, "a number > 0")

@@ -3,15 +3,18 @@
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ouro_lab.model.attention import attention_bias, fastest_backend, rope_tables
+from ouro_lab.model.attention import Mask, Rope, attention_mask, fastest_backend, rope_tables
 from ouro_lab.model.config import ModelConfig
 from ouro_lab.model.layers import Layer, RMSNorm
+from ouro_lab.model.varlen import obstacle
 
 
 class LoopState(NamedTuple):
@@ -61,15 +64,22 @@ class LoopedTransformer(nn.Module):
         x = self.embed_tokens(tokens)  # [B, S, d]
         rope = rope_tables(length, self.config.head_dim, self.config.rope_base, device)
         backend = self._backend(x, documents is not None)
-        causal = documents is None
-        # Fused causal attention reads no mask: at 65,536 positions it alone would be 16 GiB.
-        bias = None if causal and backend == "sdpa" else attention_bias(length, documents, device)
-        for _ in range(loops):
-            for layer in self.layers:
-                x = layer(x, rope, bias, causal, backend)
-            x = self.norm(x)
-            gate_logit = None if self.early_exit_gate is None else self.early_exit_gate(x).squeeze(-1)
+        mask = attention_mask(backend, length, documents, device)
+        for loop in range(1, loops + 1):
+            # The backward pass begins with the last loop: to compute that one again would free nothing.
+            again = self.config.recompute and loop < loops and torch.is_grad_enabled()
+            run = _recomputed if again else LoopedTransformer._loop
+            x = run(self, x, rope, mask, documents is None, backend)
+            with _casts_of_its_own(x):
+                gate_logit = None if self.early_exit_gate is None else self.early_exit_gate(x).squeeze(-1)
             yield LoopState(x, gate_logit)
+
+    def _loop(self, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str) -> Tensor:
+        """The stack once, and the final norm: [B, S, d] to [B, S, d]."""
+        with _casts_of_its_own(x):
+            for layer in self.layers:
+                x = layer(x, rope, mask, causal, backend)
+            return self.norm(x)
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None, loops: int | None = None) -> Tensor:
         """Logits [B, S, V] of the last loop."""
@@ -91,13 +101,39 @@ class LoopedTransformer(nn.Module):
                 parameter.data.copy_(drawn)
 
     def _backend(self, x: Tensor, documents: bool) -> str:
-        if self.config.attention != "auto":
-            return self.config.attention
-        if x.device.type == "meta":
+        chosen, device = self.config.attention, x.device.type
+        if chosen in ("plain", "sdpa"):
+            return chosen
+        if device == "meta":
             return "plain"
-        autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if chosen == "flash_varlen":
+            return self._checked_varlen(device, dtype) if documents else "sdpa"
         key = f"{dtype} S{x.shape[1]} documents={documents}"
         if key not in self.settled:
-            self.settled[key] = fastest_backend(x.device.type, dtype, x.shape[1], self.config.head_dim, documents)
+            self.settled[key] = fastest_backend(device, dtype, x.shape[1], self.config.head_dim, documents)
         return self.settled[key]
+
+    def _checked_varlen(self, device: str, dtype: torch.dtype) -> str:
+        reason = obstacle(device, dtype, self.config.head_dim)
+        if reason:
+            raise ValueError(f"backbone.attention = flash_varlen: {reason}")
+        return "flash_varlen"
+
+
+def _recomputed(model: LoopedTransformer, x: Tensor, *constants: Any) -> Tensor:
+    # Nothing in a loop is random, so no generator's state need be kept.
+    return checkpoint(model._loop, x, *constants, use_reentrant=False, preserve_rng_state=False)
+
+
+def _casts_of_its_own(x: Tensor) -> AbstractContextManager:
+    """Autocast as it is, but without its cache of cast weights.
+
+    With the cache all loops use one bf16 copy of a shared weight, at which autograd sums their gradients in bf16.
+    Without it each loop's gradient is cast first and the sum is made in float32. Price: a cast per loop, all T of which
+    live until the backward pass unless loops are recomputed.
+    """
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)

@@ -64,8 +64,8 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
 def _losses_and_slopes(logits: Tensor, targets: Tensor, backward: bool) -> tuple[Tensor, Tensor | None]:
     """CE [R] and dCE/dlogits [R, V] in the logits' dtype.
 
-    Both are made in at least float32, whatever the logits' dtype: softmax over 49,152 classes needs it, and the slope at
-    the target, p − 1, of a token that is nearly certain.
+    Both are made in at least float32, whatever the logits' dtype: softmax over 49,152 classes needs it, and so does the
+    slope at the target, p − 1, of a token that is nearly certain.
     """
     log_p = F.log_softmax(logits.to(torch.promote_types(torch.float32, logits.dtype)), -1)
     valid = targets != IGNORE

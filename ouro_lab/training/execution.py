@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from ouro_lab.compute.hardware import cpu_precision, cpu_rates, training_rate
 from ouro_lab.measured import cache_root, once_per_machine
@@ -79,22 +79,22 @@ def share_compiled_code() -> None:
 
 
 class CompileBlocks(Callback):
-    """Compiles the training pass of the backbone's blocks, and counts the graphs that were made."""
+    """Compiles the backbone's blocks for the shape of a training micro-batch."""
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            compile_blocks(module.backbone)
+        compile_blocks(module.backbone, trainer.datamodule.micro_batch_size)
 
 
-def compile_blocks(backbone: nn.Module) -> None:
-    """One compiled forward for all `backbone.layers`, as they share code and shapes; a loop reuses it.
+def compile_blocks(backbone: nn.Module, batch: int | None = None) -> None:
+    """One compiled forward for all `backbone.layers`, as they share code and shapes; every loop reuses it.
 
-    Only where gradients are wanted: evaluation has other shapes, each of which would be compiled anew. A backbone
-    without `layers` stays as it is.
+    batch: sequences, None for any number. Where there are others, as in the last batch of an evaluation, the plain
+    forward runs: each shape would be compiled anew. It is a rule and not a memory of what ran before, so a resumed run
+    computes the same. A backbone without `layers` stays as it is.
     """
     for layer in getattr(backbone, "layers", []):
-        compiled = _compiled(type(layer).forward)
-        layer.forward = MethodType(_where_trained(compiled, type(layer).forward), layer)
+        plain = type(layer).forward
+        layer.forward = MethodType(_for_batches_of(batch, _compiled(plain), plain), layer)
 
 
 def graphs() -> int:
@@ -107,9 +107,9 @@ def _compiled(forward: Callable) -> Callable:
     return torch.compile(forward, dynamic=False)
 
 
-def _where_trained(compiled: Callable, plain: Callable) -> Callable:
-    def forward(self: nn.Module, *arguments: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else plain)(self, *arguments)
+def _for_batches_of(batch: int | None, compiled: Callable, plain: Callable) -> Callable:
+    def forward(self: nn.Module, x: Tensor, *others: Any) -> Any:
+        return (compiled if batch in (None, x.shape[0]) else plain)(self, x, *others)
 
     return forward
 

@@ -103,6 +103,12 @@ def test_formula_is_pytorchs_count(name, length):
         assert trained == formula.times(TRAINING).total == training_cost(config, length, supervised).flops_full.total
 
 
+def test_what_is_computed_twice_is_charged_in_memory_alone():
+    kept, again = (training_cost(variant(recompute=recompute), 48, 1) for recompute in (False, True))
+    assert again.flops == kept.flops
+    assert again.activation_bytes < 0.5 * kept.activation_bytes
+
+
 def test_causal_attention_is_the_mean_over_positions():
     length, full = 10, forward_flops(SMALL, 1, convention="full").attention  # at one key a position
     by_position = [decode_flops(SMALL, context).attention for context in range(1, length + 1)]
@@ -127,6 +133,7 @@ def test_key_value_cache():
 
 
 CHANGES = [{}, {"loops": 1}, {"attention": "sdpa"}, {"width": 128}, {"kv_heads": 2}, {"gate": True}]
+CHANGES += [{"recompute": True, "loops": 8}, {"recompute": True, "gate": True}]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)

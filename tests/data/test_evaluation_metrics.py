@@ -79,6 +79,22 @@ def test_a_group_without_sequences_is_not_named() -> None:
     assert not any(name.endswith(("easy", "undefined")) for name in values)
 
 
+def test_a_sequence_counts_on_every_axis_of_groups_and_once_in_accuracy() -> None:
+    made = batches()
+    for batch, _, _ in made:
+        batch["group"].clamp_(max=1)
+    one = evaluated(made, EvaluationMetrics(2, GROUPS))
+    for batch, _, _ in made:
+        other = 2 + (torch.arange(len(batch["group"])) % 2)
+        batch["group"] = torch.stack([batch["group"], other], dim=1)
+    values = evaluated(made, EvaluationMetrics(2, ("easy", "hard", "left", "right")))
+    assert {name: values[name] for name in one} == pytest.approx(one)
+    for batch, _, _ in made:
+        batch["group"] = batch["group"][:, 1] - 2
+    second = evaluated(made, EvaluationMetrics(2, ("left", "right")))
+    assert {name: values[name] for name in second} == pytest.approx(second)
+
+
 def test_states_add_over_ranks() -> None:
     made = batches()
     whole, one, other = (EvaluationMetrics(2, GROUPS) for _ in range(3))

@@ -46,7 +46,7 @@ def test_backends_agree_in_value_and_gradient(
     bias = attention_bias(11, documents, torch.device("cpu"))
     probe = torch.randn(3, 11, 4, 8, dtype=dtype)
     found = []
-    for backend in attention.BACKENDS:
+    for backend in ("plain", "sdpa"):
         out = attend(q, k, v, bias, not packed, backend)
         assert out.shape == q.shape
         found.append((out, *torch.autograd.grad(out, (q, k, v), probe)))

@@ -1,7 +1,6 @@
 """Weights shared over loops, another number of loops at call time, states made only when asked for."""
 
 import copy
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -107,7 +106,7 @@ def test_fused_causal_attention_makes_no_mask(
         made.append(documents)
         return attention_bias(length, documents, device)
 
-    monkeypatch.setattr(sys.modules[LoopedTransformer.__module__], "attention_bias", recorded)
+    monkeypatch.setattr("ouro_lab.model.attention.attention_bias", recorded)
     model = build(scramble, attention=attention)
     tokens = torch.randint(29, (1, 4))
     model(tokens)

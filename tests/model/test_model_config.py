@@ -31,7 +31,8 @@ VALID = {"vocab_size": 11, "layers": 2, "loops": 3, "width": 24, "heads": 4}
         ({"norm_eps": -1e-6}, "backbone.norm_eps = -1e-06: must be a number > 0"),
         ({"init_std": 0.0}, "backbone.init_std = 0.0: must be a number > 0"),
         ({"init_std": "0.02"}, "backbone.init_std = '0.02': must be a number > 0"),
-        ({"attention": "flash"}, "backbone.attention = 'flash': must be one of auto, plain, sdpa"),
+        ({"attention": "flash"}, "backbone.attention = 'flash': must be one of auto, plain, sdpa, flash_varlen"),
+        ({"recompute": "yes"}, "backbone.recompute = 'yes': must be true or false"),
     ],
 )
 def test_one_line_names_field_value_and_what_is_valid(change: dict[str, Any], message: str) -> None:

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ouro_lab.model.layers import RMSNorm, _RMSNorm
+from ouro_lab.model.kernels import RMSNormFunction
+from ouro_lab.model.layers import RMSNorm
 
 EPS = 1e-5
 
@@ -25,7 +26,7 @@ def norm_of(weight: Tensor) -> RMSNorm:
 def test_gradcheck(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, EPS), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: RMSNormFunction.apply(x, w, EPS), (x, weight))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_values_and_gradients_are_autograd_s(dtype: torch.dtype, tolerance: floa
     weight = torch.randn(64, dtype=torch.float64).to(dtype).requires_grad_()
     probe = torch.randn(4, 5, 64, dtype=torch.float64).to(dtype)
     want = autograd_norm(x, weight)
-    got = _RMSNorm.apply(x, weight, EPS)
+    got = RMSNormFunction.apply(x, weight, EPS)
     assert got.dtype == dtype
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
     for a, b in zip(

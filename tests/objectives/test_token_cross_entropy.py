@@ -18,9 +18,13 @@ def given(dtype: torch.dtype = torch.float64, rows: int = ROWS) -> tuple[Tensor,
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
-def total(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None, probe: Tensor | None = None) -> Tensor:
+def total(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None, probe: Tensor | None = None
+) -> Tensor:
     """Σ probe·CE of one loop; without a probe every token weighs one."""
-    probe = torch.ones(targets.shape, dtype=torch.promote_types(torch.float32, hidden.dtype)) if probe is None else probe
+    probe = (
+        torch.ones(targets.shape, dtype=torch.promote_types(torch.float32, hidden.dtype)) if probe is None else probe
+    )
     return weighted_cross_entropy([hidden], weight, targets, probe.unsqueeze(0), chunk)[0]
 
 

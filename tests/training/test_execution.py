@@ -81,14 +81,14 @@ def test_the_line_says_what_was_measured(machine) -> None:
 def test_compiled_blocks_train_as_plain_ones(
     mixed: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Loss and gradients within rounding; one forward graph for all layers and loops; evaluation stays plain."""
+    """Loss and gradients within rounding; one graph for all layers and loops, one to evaluate; other batches plain."""
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch.manual_seed(0)
     tokens = torch.randint(11, (4, 12))
     plain = looped(3, 2, vocab_size=11, width=32, heads=2, gate=True, init_std=0.3, attention="plain")
     compiled = copy.deepcopy(plain)
     execution._compiled.cache_clear()
-    compile_blocks(compiled)
+    compile_blocks(compiled, 4)
     before = graphs()
     found = []
     for model in (plain, compiled):
@@ -101,8 +101,9 @@ def test_compiled_blocks_train_as_plain_ones(
     torch.testing.assert_close(loss_compiled, loss, rtol=tolerance, atol=0)
     for name, grad in grads.items():
         assert (grads_compiled[name] - grad).norm() <= 2 * tolerance * grad.norm(), name
-    with torch.no_grad():
-        assert torch.equal(plain(tokens), compiled(tokens))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        assert (compiled(tokens) - plain(tokens)).norm() <= tolerance * plain(tokens).norm()
+        assert graphs() - before == 2
         assert torch.equal(plain(tokens[:1]), compiled(tokens[:1]))
-    assert graphs() - before == 1
+    assert graphs() - before == 2
     assert compiled.state_dict().keys() == plain.state_dict().keys()

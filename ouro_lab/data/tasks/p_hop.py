@@ -7,11 +7,11 @@ find₁(i) = the last j ≤ i with v[j−1] = v[i], or 0; find_p(i) = find₁(fi
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_lab.data.random import Ints, bits, content_hash, integers
-from ouro_lab.data.tasks.protocol import IGNORE, TEST, TRAIN, UNDEFINED, VAL, Arrays, Floors, check_range
+from ouro_lab.data.random import Ints, bits, integers
+from ouro_lab.data.tasks.protocol import IGNORE, TRAIN, UNDEFINED, Arrays, Floors, check_range
 from ouro_lab.data.tasks.shortcuts import best_shortcut
+from ouro_lab.data.tasks.splits import belongs
 
-_HASH_CLASSES = 8  # a sequence's hash says which split may hold it: 1/8 val, 1/8 test, the rest train
 _RAREST = 0.02  # of random sequences must have a defined answer, or an evaluation set takes too long to find
 
 
@@ -90,15 +90,9 @@ class PHop:
             steps = integers(words, self.alphabet - 1) + 1  # never 0: neighbours differ
             steps[:, 0] = integers(words[:, 0], self.alphabet)
             symbols[waiting] = np.cumsum(steps, axis=1) % self.alphabet
-            waiting = waiting[~self._belongs(symbols[waiting], split)]
+            waiting = waiting[~belongs(symbols[waiting], split)]
             attempt += 1
         return symbols
-
-    def _belongs(self, symbols: Ints, split: str) -> NDArray[np.bool_]:
-        kind = content_hash(symbols) % np.uint64(_HASH_CLASSES)
-        if split in (VAL, TEST):
-            return kind == (VAL, TEST).index(split)
-        return kind > 1
 
     def _arrays(self, symbols: Ints, hops: Ints) -> Arrays:
         targets = self.targets(symbols, hops)

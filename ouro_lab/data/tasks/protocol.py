@@ -1,5 +1,6 @@
 """What a synthetic task must be for `TaskData`."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 IGNORE = -100  # the target where there is nothing to predict
 TRAIN, VAL, TEST = "train", "val", "test"
 UNDEFINED = "undefined"  # the group of sequences without an answer: reported, never part of `accuracy`
+SEEN = "seen_"  # begins the name of a group of training items: reported, part of neither `accuracy` nor `loss`
 
 Arrays = dict[str, NDArray]
 Floors = dict[str, dict[str, float | str]]
@@ -41,3 +43,17 @@ def check_range(field: str, value: int, low: int, high: int | None = None) -> No
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         valid = f"an integer ≥ {low}" if high is None else f"an integer from {low} to {high}"
         raise ValueError(f"{field} = {value!r}: must be {valid}")
+
+
+def check_choice(field: str, value: str, valid: Sequence[str]) -> None:
+    """Raises: ValueError naming field, value and the valid ones."""
+    if value not in valid:
+        raise ValueError(f"{field} = {value!r}: must be one of {', '.join(valid)}")
+
+
+def check_share(field: str, value: float, most: float = 1.0, what: str = "1") -> None:
+    """Raises: ValueError unless 0 < value < 1, or ≤ `most`, called `what`, where that is less."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < 1 or value > most + 1e-9:
+        limit = "below 1" if most == 1 else f"at most {what} = {most:g}"
+        raise ValueError(f"{field} = {value!r}: must be a number above 0 and {limit}")

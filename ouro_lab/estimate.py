@@ -1,0 +1,81 @@
+"""What runs will cost here: seconds of one by arm, of many in the slots that this machine has."""
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ouro_lab import records
+from ouro_lab.assembly import Parts
+from ouro_lab.compute.hardware import training_rate
+from ouro_lab.config import build, plain
+from ouro_lab.study import Run, Study
+from ouro_lab.training.execution import settle
+
+
+@dataclass(frozen=True)
+class Price:
+    """seconds: of one run, by arm. basis: where they come from, by arm. threads: cores that a run takes."""
+
+    seconds: Mapping[str, float]
+    basis: Mapping[str, str]
+    slots: int
+    threads: int = 1
+
+    def core_hours(self, arms: Iterable[str]) -> float:
+        """Of one run of each of `arms`, which may name an arm many times."""
+        return sum(self.seconds[arm] for arm in arms) * self.threads / 3600
+
+    def hours(self, arms: Iterable[str]) -> float:
+        """Until all have ended, the longest started first, as the launcher does; process starts are not counted."""
+        ends = [0.0] * self.slots
+        for seconds in sorted((self.seconds[arm] for arm in arms), reverse=True):
+            heapq.heapreplace(ends, ends[0] + seconds)
+        return max(ends) / 3600
+
+    @property
+    def words(self) -> str:
+        """`looped, iso_flop: seconds of the tracked runs; wider: analytic estimate`."""
+        by_basis: dict[str, list[str]] = {}
+        for arm, basis in self.basis.items():
+            by_basis.setdefault(basis, []).append(arm)
+        if len(by_basis) == 1:
+            return next(iter(by_basis))
+        return "; ".join(f"{', '.join(arms)}: {basis}" for basis, arms in by_basis.items())
+
+
+def price(study: Study, parts: Mapping[str, Parts], measured: Mapping[str, tuple[float, str]]) -> Price:
+    """By arm: its FLOPs at the FLOP/s that its runs reached (`measured`, with words), else at `rate`."""
+    guess = (rate(study), "analytic estimate, as in make list")
+    speed = {arm: measured.get(arm, guess) for arm in parts}
+    seconds = {arm: parts[arm].cost["training_flops"] / speed[arm][0] for arm in parts}
+    threads = getattr(build(study.config.launcher, "launcher"), "threads", 1)
+    return Price(seconds, {arm: words for arm, (_, words) in speed.items()}, slots(study), threads)
+
+
+def slots(study: Study) -> int:
+    """How many runs execute here at once."""
+    return build(study.config.launcher, "launcher").room(study.config.trainer.get("accelerator", "cpu"), 1)
+
+
+def rate(study: Study) -> float:
+    """FLOP/s of one core here in the precision that the study would train in."""
+    return training_rate(settle(plain(study.config.trainer), 0.0, {}).precision)
+
+
+def core_minutes(study: Study, parts: Mapping[str, Parts]) -> float:
+    """Of the whole study, by FLOPs; a sweep without its extensions."""
+    seeds = len(study.definition.seeds)
+    if study.definition.lr is not None and study.definition.lr.grid:
+        seeds += len(study.definition.lr.grid) * len(study.definition.lr.seeds)
+    return sum(part.cost["training_flops"] for part in parts.values()) * seeds / rate(study) / 60
+
+
+def seconds_left(runs: Iterable[Run], parts: Mapping[str, Parts], flops_per_second: float) -> float:
+    """Core-seconds, from the runs' own measured step time where they have one."""
+    total = 0.0
+    for run in runs:
+        cost = parts[run.arm].cost
+        rows = [row for row in records.read_metrics(run.directory / "metrics.jsonl") if "perf/step_seconds" in row]
+        step = rows[-1]["perf/step_seconds"] if rows else cost["training_flops"] / cost["steps"] / flops_per_second
+        total += step * (cost["steps"] - records.last_step(run.directory / "metrics.jsonl"))
+    return total

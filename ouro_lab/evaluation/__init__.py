@@ -1,0 +1,1 @@
+"""What is measured of a backbone, or proved of one, outside training."""
