@@ -232,7 +232,7 @@ def test_a_changed_parameter_becomes_a_drift_tag(run: FakeRun, store: Store) -> 
 
 
 def test_long_values_are_cut(run: FakeRun, store: Store) -> None:
-    records.note(run.directory, {"trainer": {"precision": "x" * 900}})
+    records.note(run.directory, {"execution": {"precision": "x" * 900}})
     assert push(run.directory, store)
     assert push(run.directory, store)
     assert parameters(store)["precision"] == "x" * 250
