@@ -116,11 +116,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _finding(need: Need) -> str:
     rule, bound = need.contrast["rule"], need.contrast["bound"]
+    if need.pilot is None and (need.n < 2 or rule == "estimate"):
+        return "no pilot"
     if need.pilot is None:
-        unit = (
-            f"; n = {need.n} finds {statistics.detectable_effect(need.n, POWER, need.alpha):.2g} SD of the differences"
-        )
-        return f"no pilot{unit if need.n >= 2 and rule != 'estimate' else ''}"
+        least = statistics.detectable_effect(need.n, POWER, need.alpha)
+        return f"no pilot; n = {need.n} finds {least:.2g} SD of the differences"
     if rule == "estimate":
         wide = f"±{need.half_width(need.sd):.2g} (±{need.half_width(need.sd_upper):.2g} at the SD's upper bound)"
         return f"no claim; at n = {need.n} its interval is {wide}"

@@ -224,6 +224,14 @@ def test_no_pilot_is_a_clear_line(capsys) -> None:
     assert "no pilot: p_hop_quick has no two finished seeds of these arms; run make experiment NAME=p_hop_quick" in out
 
 
+def test_a_study_of_one_seed_decides_nothing_and_has_no_interval(capsys) -> None:
+    Fake().write(records.runs_root())
+    assert power.main(["p_hop", "study.lr=null", "study.seeds=[0]"]) == 0
+    assert "cost_of_tying: n = 1 does not decide it" in capsys.readouterr().out
+    assert power.main(["p_hop_full", "study.lr=null", "study.seeds=[0]"]) == 0
+    assert "against_width: no pilot\n" in capsys.readouterr().out
+
+
 def test_committed_evidence_is_planned_with(capsys, monkeypatch) -> None:
     monkeypatch.setattr(runs, "RESULTS", EVIDENCE)
     assert power.main(["p_hop", "study.lr=null"]) == 0
