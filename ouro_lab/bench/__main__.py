@@ -52,7 +52,9 @@ def measure(names: Sequence[str], effort: Effort, file: Path | None) -> list[Lin
     lines: list[Line] = []
     for name in names:
         start = time.perf_counter()
-        lines += CASES[name](effort)
+        for line in CASES[name](effort):
+            lines.append(line)
+            print(formatted([line]).splitlines()[-1], flush=True)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     context = conditions(before) | {"rounds": effort.rounds, "machine": found}
     print(f"\n{formatted(lines)}\n\n{summary(lines, context)}")

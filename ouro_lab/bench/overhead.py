@@ -45,9 +45,8 @@ def overhead(study: str, effort: Effort) -> Row:
     The checkpoint's time is spread over the steps between two of them. Validation is the same work on both sides and
     left out.
     """
-    with own_runs():
-        blocks = [_block(study) for _ in range(effort.rounds)]
-        every = _session(study).run.config["trainer"].get("val_every", VAL_EVERY)
+    blocks = [_block(study) for _ in range(effort.rounds)]
+    every = Study(study, ["study.lr=null"]).config.trainer.get("val_every", VAL_EVERY)
     samples = {side: [block[side] for block in blocks] for side in ("run", "bare", "checkpoint")}
     saved = median(samples["checkpoint"]) / every
     ratios = [(run + saved) / bare for run, bare in zip(samples["run"], samples["bare"], strict=True)]
@@ -71,9 +70,10 @@ def own_runs() -> Generator[Path]:
 def _block(study: str) -> dict[str, float]:
     """Mean seconds of a step on both sides, and the seconds of a checkpoint."""
     torch._dynamo.reset()
-    bare = mean(_bare(_session(study)))
-    session = _session(study)
-    return {"run": mean(_whole(session)), "bare": bare, "checkpoint": _save(session)}
+    with own_runs():  # anew for every block: a run's rows are written once
+        bare = mean(_bare(_session(study)))
+        session = _session(study)
+        return {"run": mean(_whole(session)), "bare": bare, "checkpoint": _save(session)}
 
 
 def _session(study: str) -> Session:
