@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from ouro_lab.data.random import Ints
 from ouro_lab.data.tasks.protocol import Arrays
 
 Batch = dict[str, torch.Tensor]
+AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,24 @@ class Slice:
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item i is this rank's whole batch of the global micro-step i; `read` maps sample indices to arrays."""
+    """Item i is this rank's whole batch of the global micro-step i; `read` maps sample indices to arrays.
+
+    Items are made `AHEAD` at a time: half of what a generator of small batches costs is the calls, not the numbers.
+    A worker process, which is given only some of the items, makes each when it is asked for.
+    """
 
     def __init__(self, read: Callable[[Ints], Arrays], part: Slice) -> None:
         self.read, self.part = read, part
+        self.made: dict[int, Arrays] = {}
 
     def __getitem__(self, micro_step: int) -> Batch:
-        return to_tensors(self.read(self.part.indices(micro_step)))
+        if micro_step not in self.made:
+            steps = range(micro_step, micro_step + (AHEAD if get_worker_info() is None else 1))
+            arrays = self.read(np.concatenate([self.part.indices(step) for step in steps]))
+            size = len(self.part.indices(micro_step))
+            rows = {step: slice(place * size, (place + 1) * size) for place, step in enumerate(steps)}
+            self.made = {step: {key: values[part] for key, values in arrays.items()} for step, part in rows.items()}
+        return to_tensors(self.made.pop(micro_step))
 
 
 class StepSampler(Sampler[int]):

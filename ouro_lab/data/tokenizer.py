@@ -74,7 +74,7 @@ class _ByteLevel:
     model: tokenizers.Tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.array(e.ids, np.int64) for e in self.model.encode_batch(list(texts), add_special_tokens=False)]
+        return [np.array(e.ids, np.int64) for e in self.model.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.model.decode([int(i) for i in ids if i != self.eos], skip_special_tokens=False)

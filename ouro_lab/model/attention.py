@@ -15,6 +15,7 @@ from ouro_lab.measured import once_per_machine
 from ouro_lab.model.varlen import Spans, attend_varlen, obstacle, spans
 
 Rope = tuple[Tensor, Tensor]
+LANES = 16  # float32 numbers in a vector register
 Mask = Tensor | Spans | None
 
 
@@ -33,7 +34,16 @@ def rope_tables(length: int, head_dim: int, base: float, device: torch.device) -
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotary embedding of x [B, S, heads, D]."""
     cos, signed_sin = (table.to(x.dtype) for table in rope)
-    return x * cos + torch.roll(x, x.shape[-1] // 2, -1) * signed_sin
+    return x * cos + _swap_halves(x) * signed_sin
+
+
+def _swap_halves(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and half < LANES:
+        # Compiled for a CPU, a roll by less than a vector register goes element by element. The product with a
+        # permutation is as exact.
+        return x @ torch.eye(2 * half, dtype=x.dtype).roll(half, -1)
+    return torch.roll(x, half, -1)
 
 
 def attention_bias(length: int, documents: Tensor | None, device: torch.device) -> Tensor:

@@ -92,9 +92,10 @@ def compile_blocks(backbone: nn.Module, batch: int | None = None) -> None:
     forward runs: each shape would be compiled anew. It is a rule and not a memory of what ran before, so a resumed run
     computes the same. A backbone without `layers` stays as it is.
     """
-    for layer in getattr(backbone, "layers", []):
-        plain = type(layer).forward
-        layer.forward = MethodType(_for_batches_of(batch, _compiled(plain), plain), layer)
+    blocks = [*getattr(backbone, "layers", []), *filter(None, [getattr(backbone, "norm", None)])]
+    for block in blocks:
+        plain = type(block).forward
+        block.forward = MethodType(_for_batches_of(batch, _compiled(plain), plain), block)
 
 
 def graphs() -> int:
