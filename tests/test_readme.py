@@ -13,8 +13,8 @@ from ouro_lab.config import ROOT, study_names
 from ouro_lab.study import Study, smoke_overrides
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# Not run here: the tests themselves, and a server that ends when one stops it.
-LONG = ("make test", "make ui", "make setup")
+# Not run here: the tests themselves, ten minutes of timing, and a server that ends when one stops it.
+LONG = ("make test", "make bench", "make ui", "make setup")
 REFUSED = ("make evidence",)  # a shortened study is no evidence, and says so
 
 

@@ -93,7 +93,7 @@ def _bare(session: Session) -> list[float]:
     optimiser, scheduler = module.optim.build(module, WARM + STEPS)
     mixed = session.execution.precision == "bf16-mixed"
     if session.execution.compiled:
-        execution.compile_blocks(module.backbone)
+        execution.compile_step(module.backbone)
     ends = []
     for batch in batches:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):

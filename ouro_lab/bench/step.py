@@ -91,7 +91,7 @@ def ours(spec: Spec, compiled: bool = True) -> Step:
     if compiled and execution.compiler_works():
         torch._dynamo.reset()  # the graphs of earlier shapes would use up its limit, and the rest would run eagerly
         execution.share_compiled_code()
-        execution.compile_blocks(model)
+        execution.compile_step(model)
 
     def loss(tokens: Tensor, targets: Tensor) -> Tensor:
         return objective(model.loop_states(tokens), model.head_weight, targets)[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ouro_lab.compute.hardware import cpu_precision, cpu_rates, training_rate
 from ouro_lab.measured import cache_root, once_per_machine
+from ouro_lab.objectives import compile_losses
 
 WORTH_SECONDS = 60.0  # of training from which a compiled block pays for its start: 3 s, or 10–20 s the first time
 
@@ -78,11 +79,17 @@ def share_compiled_code() -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
-class CompileBlocks(Callback):
-    """Compiles the backbone's blocks for the shape of a training micro-batch."""
+class CompileStep(Callback):
+    """Compiles the backbone's blocks for the shape of a training micro-batch, and the losses."""
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        compile_blocks(module.backbone, trainer.datamodule.micro_batch_size)
+        compile_step(module.backbone, trainer.datamodule.micro_batch_size)
+
+
+def compile_step(backbone: nn.Module, batch: int | None = None) -> None:
+    """Whatever is not a matrix product in a step of `batch` sequences."""
+    compile_blocks(backbone, batch)
+    compile_losses()
 
 
 def compile_blocks(backbone: nn.Module, batch: int | None = None) -> None:

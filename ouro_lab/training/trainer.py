@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ouro_lab.training.checkpoint import AtomicCheckpointIO
-from ouro_lab.training.execution import CompileBlocks
+from ouro_lab.training.execution import CompileStep
 
 
 def build(
@@ -57,7 +57,7 @@ def build(
         check_val_every_n_epoch=None,
         val_check_interval=min(val_every, steps) * accumulate,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks, *([CompileBlocks()] if compile else []), checkpoints],
+        callbacks=[*callbacks, *([CompileStep()] if compile else []), checkpoints],
         plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -216,3 +217,23 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     (gradient,) = torch.autograd.grad(total(hidden, weight, targets).square(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize(("mixed", "tolerance"), [(False, 1e-5), (True, 1e-2)])
+def test_compiled_losses_are_the_plain_ones(mixed: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    hidden, weight, targets = given(torch.float32, rows=40)
+
+    def all_of_it(chunk: int) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            sum_ = total(hidden, weight, targets, chunk)
+            losses = token_cross_entropy(hidden, weight, targets, chunk)
+        return [losses, sum_.detach(), *torch.autograd.grad(sum_, (hidden, weight))]
+
+    plain = all_of_it(16)
+    monkeypatch.setattr(cross_entropy, "_kernel", None)  # to be put back
+    cross_entropy.compile_losses()
+    for a, b in zip(all_of_it(16), plain, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
