@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report power evidence ui test bench check setup clean FORCE
+.PHONY: help experiment list status report power match evidence claims ui test bench check setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +25,7 @@ endif
 export NAME LAUNCHER BUDGET
 export OVERRIDES_TYPED := $(value OVERRIDES)
 
-ifneq ($(filter experiment status report power evidence,$(MAKECMDGOALS)),)
+ifneq ($(filter experiment status report power match evidence,$(MAKECMDGOALS)),)
 ifeq ($(strip $(NAME)),)
 $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
 endif
@@ -70,8 +70,14 @@ report: $(READY)  ## table, figures and verdict again: NAME=p_hop
 power: $(READY)  ## seeds and hours that decide each contrast, from a pilot: NAME=p_hop
 	@$(WITH_OVERRIDES) -m analysis.power "$$NAME"
 
+match: $(READY)  ## arms that hold something equal to a study's looped arm: NAME=p_hop
+	@$(WITH_OVERRIDES) -m ouro_lab match "$$NAME"
+
 evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_hop
 	@$(PY) -m ouro_lab evidence "$$NAME"
+
+claims: $(READY)  ## the claims ledger, docs/claims.md and .html, from committed evidence alone
+	@$(PY) -m analysis.claims
 
 ui: $(READY)  ## MLflow's pages, on this machine only
 	@$(PY) -m ouro_lab.tracking ui

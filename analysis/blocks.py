@@ -24,11 +24,22 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Link:
+    """to: relative to the page."""
+
+    text: str
+    to: str
+
+
+Cell = str | tuple[Link, ...]
+
+
+@dataclass(frozen=True)
 class Table:
-    """Cells as text. left: columns of words; the others are numbers."""
+    """Cells as text, or as links. left: columns of words; the others are numbers."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     left: Sequence[int] = (0,)
 
 
@@ -49,19 +60,22 @@ def markdown(blocks: Sequence[Block], folder: Path) -> str:
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 
-def page(blocks: Sequence[Block], title: str) -> str:
-    """One file: styles and figures inside, no script, light or dark as the reader's system asks."""
+def page(blocks: Sequence[Block], title: str, style: str = "") -> str:
+    """One file: styles and figures inside, no script, light or dark as the reader's system asks.
+
+    style: rules of this page beside `STYLE`.
+    """
     body = "\n".join(_html(block, index) for index, block in enumerate(blocks))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{STYLE}{_chooser_rules(blocks)}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<style>\n{STYLE}{style}{_chooser_rules(blocks)}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
 def plain_table(table: Table) -> str:
     """For a terminal: columns aligned, two spaces between."""
-    cells = [list(table.header), *[list(row) for row in table.rows]]
+    cells = [list(table.header), *[[words(cell) for cell in row] for row in table.rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.header))]
 
     def line(row: Sequence[str]) -> str:
@@ -71,13 +85,17 @@ def plain_table(table: Table) -> str:
     return "\n".join([line(cells[0]), "  ".join("─" * width for width in widths), *[line(row) for row in cells[1:]]])
 
 
+def words(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else ", ".join(link.text for link in cell)
+
+
 def _markdown(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
         return f"{'#' * block.level} {block.text}"
     if isinstance(block, Table):
         rule = [":--" if index in block.left else "--:" for index in range(len(block.header))]
         rows = [block.header, rule, *block.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+        return "\n".join(f"| {' | '.join(_markdown_cell(cell) for cell in row)} |" for row in rows)
     if isinstance(block, Picture):
         links = [drawn.path.relative_to(folder).as_posix() for drawn in block.options]
         others = [f"[{label}]({link})" for label, link in zip(block.labels, links, strict=True)][1:]
@@ -86,6 +104,12 @@ def _markdown(block: Block, folder: Path) -> str:
     return {"lead": f"> **{block.text}**", "code": f"```\n{block.text}\n```", "note": f"*{block.text}*"}.get(
         block.kind, block.text
     )
+
+
+def _markdown_cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return cell.replace("|", "\\|")
+    return ", ".join(f"[{link.text}]({link.to})" for link in cell)
 
 
 def _html(block: Block, index: int) -> str:
@@ -101,14 +125,21 @@ def _html(block: Block, index: int) -> str:
 
 
 def _html_table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
+    def row(cells: Sequence[Cell], tag: str) -> str:
         kinds = ['class="w"' if column in table.left else "" for column in range(len(cells))]
-        inner = "".join(f"<{f'{tag} {kind}'.strip()}>{escape(c)}</{tag}>" for c, kind in zip(cells, kinds, strict=True))
+        pairs = zip(cells, kinds, strict=True)
+        inner = "".join(f"<{f'{tag} {kind}'.strip()}>{_html_cell(cell)}</{tag}>" for cell, kind in pairs)
         return f"<tr>{inner}</tr>"
 
     rows = "\n".join(row(cells, "td") for cells in table.rows)
     head = f"<thead>{row(table.header, 'th')}</thead>"
     return f'<div class="scroll"><table>\n{head}\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+
+
+def _html_cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    return ", ".join(f'<a href="{escape(link.to)}">{escape(link.text)}</a>' for link in cell)
 
 
 def _html_picture(picture: Picture, index: int) -> str:

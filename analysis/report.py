@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis import calibration, figures, tables, wording
 from analysis.blocks import Block, Heading, Picture, Text, markdown, page, plain_table
@@ -32,10 +33,14 @@ def write(result: StudyResult, folder: Path | str, formats: Iterable[str] = FORM
     content = blocks(result, verdicts, drawn)
     (folder / "report.md").write_text(markdown(content, folder))
     (folder / "report.html").write_text(page(content, f"{result.name}: {result.study['question']}"))
-    numbers = wording.as_dict(result, verdicts) | {"calibration": calibration.calibrate(result)}
-    facts = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "verdict.json").write_text(facts + "\n")
+    text = json.dumps(facts(result, verdicts), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "verdict.json").write_text(text + "\n")
     return folder / "report.html"
+
+
+def facts(result: StudyResult, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """What verdict.json holds."""
+    return wording.as_dict(result, verdicts) | {"calibration": calibration.calibrate(result)}
 
 
 def print_summary(result: StudyResult) -> None:

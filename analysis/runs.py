@@ -64,7 +64,7 @@ def load(study: str, root: Path | str | None = None, evidence: Path | str | None
     if (folder / "study.json").is_file() and any(folder.glob("*/run.json")):
         return _from_runs(folder)
     if (committed / "study.json").is_file() and (committed / "runs.csv").is_file():
-        return _from_evidence(committed)
+        return from_evidence(committed)
     if (folder / "study.json").is_file():
         return _from_runs(folder)
     raise UnknownStudyError(_unknown(study, folder.parent, committed.parent))
@@ -78,7 +78,7 @@ def versions(study: str, root: Path | str | None = None, evidence: Path | str | 
     if (folder / "study.json").is_file():
         found["tracked runs"] = _from_runs(folder)
     if (committed / "study.json").is_file() and (committed / "runs.csv").is_file():
-        found["committed evidence"] = _from_evidence(committed)
+        found["committed evidence"] = from_evidence(committed)
     return found
 
 
@@ -121,7 +121,8 @@ def _from_runs(folder: Path) -> StudyResult:
     return StudyResult(study, runs, _curves_frame(points, runs), stale)
 
 
-def _from_evidence(folder: Path) -> StudyResult:
+def from_evidence(folder: Path) -> StudyResult:
+    """What `export` wrote, whatever is tracked here."""
     study = records.read_json(folder / "study.json")
     table = pd.read_csv(folder / "runs.csv", dtype=str, keep_default_na=False)
     stale = sorted(table.loc[table["state"] == "stale", "id"])

@@ -56,10 +56,14 @@ def contrasts(verdicts: Mapping[str, Verdict]) -> Table:
 def claim(verdict: Verdict) -> str:
     """What the rule asks, in words."""
     pair = f"{verdict.arm} v {verdict.reference}"
+    return f"{pair}: {demand(verdict)}{f' at {verdict.metric}' if verdict.rule == 'superiority' else ''}"
+
+
+def demand(verdict: Verdict) -> str:
+    """`better by more than 0.05`, `within ±0.05`."""
     if verdict.rule == "superiority":
-        by = f" by more than {verdict.bound:g}" if verdict.bound else ""
-        return f"{pair}: better{by} at {verdict.metric}"
-    return f"{pair}: within ±{verdict.bound:g}" if verdict.rule == "equivalence" else f"{pair}: no claim, an estimate"
+        return f"better by more than {verdict.bound:g}" if verdict.bound else "better"
+    return f"within ±{verdict.bound:g}" if verdict.rule == "equivalence" else "no claim, an estimate"
 
 
 def matches(result: StudyResult) -> Table:

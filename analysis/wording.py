@@ -109,7 +109,7 @@ def sentence(study: Mapping[str, Any], verdict: Verdict) -> str:
         return f"{head}no verdict, {verdict.word}{missing}."
     contrast = study["contrasts"][verdict.name]
     test = f", paired t{_level(verdict)}" if verdict.interval else ""
-    inner = [f"n = {verdict.n}{test}", _rates(study, verdict), _match(contrast)]
+    inner = [f"n = {verdict.n}{test}", rates(study, verdict), regime(contrast)]
     inner += [f"floor {verdict.floor:.3g}" if verdict.floor is not None else "", *_notes(verdict)]
     figures = f"{effect(verdict.effect, verdict.interval_adjusted)} ({'; '.join(part for part in inner if part)})"
     return f"{head}{figures}: {conclusion(verdict)} at {scope(study, verdict)}."
@@ -169,13 +169,14 @@ def _level(verdict: Verdict) -> str:
     return "" if math.isclose(verdict.level, 1 - ALPHA) else f", {100 * verdict.level:.3g} % interval after Holm"
 
 
-def _rates(study: Mapping[str, Any], verdict: Verdict) -> str:
+def rates(study: Mapping[str, Any], verdict: Verdict) -> str:
+    """How the learning rates of both arms were chosen."""
     status = {name: study["arms"][name]["lr_status"] for name in (verdict.arm, verdict.reference)}
     said = set(status.values())
     return said.pop() if len(said) == 1 else ", ".join(f"{name}: {what}" for name, what in status.items())
 
 
-def _match(contrast: Mapping[str, Any]) -> str:
+def regime(contrast: Mapping[str, Any]) -> str:
     """`parameters and tokens equal, looped costs 2.9 × the training FLOPs`."""
     held = [row for row in contrast["match"] if row["held"]]
     exact = [QUANTITIES.get(row["quantity"], row["quantity"]) for row in held if abs(row["mismatch"]) < 5e-4]

@@ -1,7 +1,8 @@
-"""What `make` calls: python -m ouro_lab run|list|status|evidence [NAME] [--budget=minutes] [overrides]."""
+"""What `make` calls: python -m ouro_lab run|list|status|match|evidence [NAME] [--budget=minutes] [overrides]."""
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,13 @@ def main(arguments: list[str]) -> int:
     from ouro_lab import verbs
 
     signal.signal(signal.SIGTERM, _stop)
-    known = {"run": verbs.run, "list": verbs.list_studies, "status": verbs.status, "evidence": verbs.evidence}
+    known: dict[str, Callable[..., int]] = {
+        "run": verbs.run,
+        "list": verbs.list_studies,
+        "status": verbs.status,
+        "match": verbs.match,
+        "evidence": verbs.evidence,
+    }
     try:
         if not arguments or arguments[0] not in known:
             verb = arguments[0] if arguments else "(none)"
@@ -31,12 +38,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> list[Any]:
-    """What follows the study's name: overrides, and of `run` the minutes of --budget=."""
-    budget = [word.removeprefix("--budget=") for word in arguments[2:] if word.startswith("--budget=")]
-    overrides = [word for word in arguments[2:] if not word.startswith("--budget=")]
-    if budget and arguments[0] != "run":
-        raise ConfigError(f"{arguments[0]}: takes no --budget; only run does")
-    return {"run": [overrides, *budget[-1:]], "status": [overrides]}.get(arguments[0], [])
+    """What follows the study's name: overrides, of `run` the minutes of --budget=, of `match` --unique= tokens."""
+    verb, given = arguments[0], {}
+    overrides = [word for word in arguments[2:] if not word.startswith(("--budget=", "--unique="))]
+    for option, owner in (("--budget=", "run"), ("--unique=", "match")):
+        given[owner] = [word.removeprefix(option) for word in arguments[2:] if word.startswith(option)]
+        if given[owner] and verb != owner:
+            raise ConfigError(f"{verb}: takes no {option[:-1]}; only {owner} does")
+    return [] if verb in ("list", "evidence") else [overrides, *given.get(verb, [])[-1:]]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

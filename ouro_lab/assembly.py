@@ -10,6 +10,7 @@ from torch import nn
 from ouro_lab.compute.budget import Budget
 from ouro_lab.compute.cost import Cost, training_cost
 from ouro_lab.compute.measure import measured_cost
+from ouro_lab.compute.solver import Looped
 from ouro_lab.config import build, plain
 from ouro_lab.model import ModelConfig
 
@@ -46,6 +47,20 @@ def cost_of(backbone: nn.Module, objective: Any, data: Any) -> Cost:
     if isinstance(config, ModelConfig):
         return training_cost(config, data.length, supervised, batch=data.batch_size)
     return measured_cost(backbone, data.vocab_size, data.length, objective)
+
+
+def looped_of(cfg: DictConfig, parts: Parts, unique_tokens: int | None = None) -> Looped | None:
+    """An arm as the match solver takes it; None unless it is one of our own backbones with more than one loop."""
+    config = getattr(parts.backbone, "config", None)
+    if not isinstance(config, ModelConfig) or config.loops < 2:
+        return None
+    stated = {key: value for key, value in plain(cfg.backbone).items() if not key.startswith("_")}
+    shape = {**stated, "vocab_size": config.vocab_size, "gate": config.gate}
+    if "layers" not in stated or ModelConfig(**shape) != config:  # a preset, which states more than the file does
+        shape = config.as_dict()
+    supervised = parts.objective.supervised_loops(config.loops)
+    tokens_per_step = parts.data.batch_size * parts.data.length
+    return Looped(shape, parts.data.length, tokens_per_step, parts.steps, supervised, unique_tokens)
 
 
 def facts(cost: Cost, steps: int, tokens_per_step: int, backbone: nn.Module) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def _arm(study: Study, name: str, part: Parts) -> dict[str, Any]:
 def _contrasts(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
     rows = matches(study, parts)
     return {
-        name: asdict(contrast) | {"equal": list(contrast.equal), "match": [asdict(row) for row in rows[name]]}
+        name: asdict(contrast)
+        | {"equal": list(contrast.equal), "claim": list(contrast.claim), "match": [asdict(row) for row in rows[name]]}
         for name, contrast in study.definition.contrasts.items()
     }
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ouro_lab.claims import check_ids
 from ouro_lab.config import ConfigError, nearest, study_names
 from ouro_lab.rates import RateBlock
 
@@ -12,6 +13,7 @@ class Contrast:
     """An arm against a reference arm: what is held equal within `limit`, on which metric, by which rule.
 
     rule: `superiority` (better by more than `bound`), `equivalence` (within ±`bound`), `estimate` (no claim).
+    claim: those of the study's claims that this contrast speaks for; the primary one speaks for the rest.
     """
 
     arm: str
@@ -23,6 +25,7 @@ class Contrast:
     rule: str = "superiority"
     primary: bool = False
     higher_is_better: bool = True
+    claim: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def parse(name: str, block: dict[str, Any]) -> Definition:
     lr = _make(RateBlock, "study.lr", rates) if rates else None
     definition = _make(Definition, "study", {**block, "arms": arms, "contrasts": contrasts, "lr": lr})
     _check_contrasts(definition)
+    _check_claims(definition)
     _check_others(definition)
     return definition
 
@@ -79,6 +83,16 @@ def _check_contrasts(definition: Definition) -> None:
             raise ConfigError(f"study.contrasts.{key}.rule = {contrast.rule}: valid: {valid}")
     if definition.contrasts and sum(contrast.primary for contrast in definition.contrasts.values()) != 1:
         raise ConfigError("study.contrasts: exactly one must be primary")
+
+
+def _check_claims(definition: Definition) -> None:
+    """Claims are rows of the ledger, and a contrast speaks only for what its study claims."""
+    check_ids("study.claim", definition.claim)
+    for key, contrast in definition.contrasts.items():
+        check_ids(f"study.contrasts.{key}.claim", contrast.claim)
+        for claim in contrast.claim:
+            if claim not in definition.claim:
+                raise ConfigError(f"study.contrasts.{key}.claim: {claim} is not in study.claim; add it there")
 
 
 def _check_others(definition: Definition) -> None:

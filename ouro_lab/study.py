@@ -105,7 +105,9 @@ class Study:
     def hash(self) -> str:
         """Of all that the verdict depends on: arms, seeds, rates, contrasts, rules, budgets; no words, no results."""
         arms = {name: config_of(cfg) for name, cfg in self.arm_configs.items()}
-        block = {key: value for key, value in plain(self.config.study).items() if key not in WORDS}
+        block = _less_words(plain(self.config.study))
+        if block.get("contrasts"):
+            block["contrasts"] = {name: _less_words(contrast) for name, contrast in block["contrasts"].items()}
         return _digest({"arms": arms, "study": block})
 
     def expand(self) -> list[Run]:
@@ -213,6 +215,10 @@ def config_hash(config: dict[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in OUTSIDE_HASH}
     kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in OUTSIDE_HASH_TRAINER}
     return _digest(kept)
+
+
+def _less_words(block: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key not in WORDS}
 
 
 def _digest(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""The verbs of a study: run, list, status, evidence."""
+"""The verbs of a study: run, list, status, match, evidence."""
 
 import shutil
 import subprocess
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ouro_lab import cut, estimate, records, tracking
-from ouro_lab.assembly import Parts
+from ouro_lab.assembly import Parts, looped_of
 from ouro_lab.check import check, command, match_table, register, save
+from ouro_lab.compute.solver import Arm, solve_all
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
 from ouro_lab.progress import StudyProgress
 from ouro_lab.run import first_line
@@ -122,6 +123,22 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     return 0
 
 
+def match(name: str, overrides: Sequence[str] = (), unique: str | None = None) -> int:
+    """Arms that hold something equal to the study's first looped arm, each as a line for its `arms` block.
+
+    unique: tokens of the training set, where they are to be repeated.
+    """
+    study = study_here(name, overrides)
+    tokens = int(float(unique)) if unique else None
+    for arm, parts in check(study).items():
+        looped = looped_of(study.arm_configs[arm], parts, tokens)
+        if looped is not None:
+            print(f"# {name}: {arm} {looped.config.shape}, {looped.steps:,} steps, {looped.supervised} supervised")
+            print("\n".join(f"{'' if isinstance(found, Arm) else '# '}{found}" for found in solve_all(looped)))
+            return 0
+    raise ConfigError(f"match {name}: has no arm with more than one loop")
+
+
 def evidence(name: str) -> int:
     """Exports a finished study to experiments/results/; the tree must be clean, so that the commit says what ran."""
     from analysis import report, runs
@@ -221,4 +238,4 @@ def _report(study: Study, store: Any) -> None:
     tracking.push_report(study.name, folder, store)
 
 
-__all__ = ["evidence", "list_studies", "run", "status", "study_names"]
+__all__ = ["evidence", "list_studies", "match", "run", "status", "study_names"]

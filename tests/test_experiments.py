@@ -43,9 +43,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache  # a composition is half a second, and most tests ask for the same few
+def whole(name: str) -> Study:
+    return Study(name)
+
+
+@cache
 def full(name: str) -> Study:
     """The study as it is, but for rates that no finished sweep may have chosen here."""
-    study = Study(name)
+    study = whole(name)
     return Study(name, ["study.lr=null"]) if borrows(study) else study
 
 
@@ -58,11 +63,18 @@ def shrunk(name: str, arm: str, corpus: Path) -> Run:
     family, definition = "text" if "text" in name else "p_hop", full(name).definition
     shrink = [*SHRINK[family], *([f"data.corpus.path={corpus}"] if family == "text" else [])]
     kept = [f"'{item}'" for item in definition.arms[arm].overrides if not item.startswith(("budget", "backbone.width"))]
-    gone = [f"~study.{block}" for block in BLOCKS if getattr(Study(name).definition, block)]
+    gone = [f"~study.{block}" for block in BLOCKS if getattr(whole(name).definition, block)]
     return Study(name, [*shrink, *gone, f"+study.arms={{{arm}: [{','.join(kept)}]}}"]).run(arm, 1e-3, 0)
 
 
-ARMS = [(name, arm) for name in study_names() for arm in full(name).definition.arms]
+BORROWED = {
+    (whole(name).definition.lr.source, arm)
+    for name in study_names()
+    if borrows(whole(name)) and not name.endswith("_quick")
+    for arm in whole(name).definition.arms
+}
+# What a sweep shares with a study is the same config (the last test), so it runs once.
+ARMS = [(name, arm) for name in study_names() for arm in full(name).definition.arms if (name, arm) not in BORROWED]
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -90,17 +102,17 @@ def test_every_arm_takes_two_steps(name, arm, corpus):
 
 def test_a_study_that_borrows_takes_rates_for_arms_that_its_source_has():
     for name in study_names():
-        study = Study(name)
+        study = whole(name)
         if borrows(study):
-            assert study.definition.arms.keys() <= Study(study.definition.lr.source).definition.arms.keys(), name
+            assert study.definition.arms.keys() <= whole(study.definition.lr.source).definition.arms.keys(), name
 
 
 def test_a_borrowed_rate_was_chosen_for_the_same_arm():
     """Sweeps and their users share arms by base files; a drift between them would leave every verdict unmatched."""
     for name in study_names():
-        study = Study(name)
+        study = whole(name)
         if not borrows(study) or name.endswith("_quick"):
             continue
-        source = Study(study.definition.lr.source)
+        source = full(study.definition.lr.source)
         for arm in study.definition.arms:
-            assert study.rate_hash(arm) == source.rate_hash(arm), (name, arm)
+            assert full(name).rate_hash(arm) == source.rate_hash(arm), (name, arm)

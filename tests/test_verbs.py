@@ -84,6 +84,7 @@ BAD = {
     "an arm's key": (["run", "p_hop", *QUIET, "backbone=iso_flop"], "backbone is set by arm looped"),
     "mismatch": (["run", "p_hop", *QUIET, "study.contrasts.cost_of_tying.equal=[parameters]"], "cost_of_tying"),
     "no rates": (["run", "p_hop", "study.lr.from=nowhere"], "study.lr.from = nowhere: no finished sweep"),
+    "match takes no budget": (["match", "p_hop", "--budget=3"], "match: takes no --budget; only run does"),
     "status of nothing": (["status", "p_hopp"], "did you mean p_hop?"),
     "evidence of nothing": (["evidence", "p_hopp"], "p_hop"),
 }
@@ -189,6 +190,20 @@ def test_status_counts_every_state(capsys):
     assert lines[-1].startswith("p_hop: 1 done, 1 running, 1 diverged, 1 failed, 5 to do, 1 stale; about ")
     assert any(line.split()[:2] == ["stale", old.id] for line in lines)
     assert any(line.split()[0] == "failed" and "because" in line for line in lines)
+
+
+def test_match_prints_arms_of_every_regime(capsys):
+    assert entry.main(["match", "p_hop", "study.lr=null"]) == 0
+    said = capsys.readouterr().out
+    assert "# p_hop: looped 2⊗3, 2,000 steps, 1 supervised" in said
+    assert "\nmore_tokens: [backbone=iso_parameter, budget.steps=6000]" in said
+    assert "\nwider: [backbone=iso_parameter, backbone.width=112]" in said
+    assert "\n# wall_clock: needs measured seconds" in said
+    heads = ["study.lr=null", "objective=mean_over_loops", "study.contrasts.cost_of_tying.equal=[tokens]"]
+    assert entry.main(["match", "p_hop", *heads, "--unique=1e6"]) == 0
+    said = capsys.readouterr().out
+    assert "\ndeep_supervised: [backbone=iso_flop, backbone.read_out_every=2]" in said
+    assert "1,000,000 unique tokens: looped 6.27 epochs" in said
 
 
 def test_a_store_that_does_not_answer_is_one_warning_and_the_study_finishes(quick, caplog, monkeypatch):

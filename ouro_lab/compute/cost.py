@@ -117,8 +117,8 @@ def training_cost(
 ) -> Cost:
     """Cost of training `config` on sequences of `length` tokens.
 
-    supervised_loops: loops with a loss of their own, None for all. batch: sequences held at once (the micro-batch); it
-    changes activation bytes alone. document_length: see `forward_flops`.
+    supervised_loops: loops, or read-outs, with a loss of their own; None for all. batch: sequences held at once (the
+    micro-batch); it changes activation bytes alone. document_length: see `forward_flops`.
     """
     causal, full = (
         forward_flops(config, length, supervised_loops, convention, document_length).times(TRAINING)
@@ -129,7 +129,7 @@ def training_cost(
         parameters=stored,
         flops=causal,
         flops_full=full,
-        activation_bytes=activation_bytes(config, length, batch, supervised_loops=supervised_loops or config.loops),
+        activation_bytes=activation_bytes(config, length, batch, supervised_loops=supervised_loops or config.states),
         optimiser_bytes=optimiser_bytes(stored.total),
         kv_bytes_per_token=kv_bytes_per_token(config),
         decode_flops=decode_flops(config, length).total,
@@ -166,9 +166,9 @@ def forward_flops(
     Raises:
         ValueError: supervised loops outside 1 … T, or an unknown convention.
     """
-    supervised = config.loops if supervised_loops is None else supervised_loops
-    if not 1 <= supervised <= config.loops:
-        raise ValueError(f"supervised_loops = {supervised}: must be in 1 … {config.loops} (backbone.loops)")
+    supervised = config.states if supervised_loops is None else supervised_loops
+    if not 1 <= supervised <= config.states:
+        raise ValueError(f"supervised_loops = {supervised}: must be in 1 … {config.states} (backbone.loops)")
     if convention not in CONVENTIONS:
         raise ValueError(f"convention = {convention!r}: must be one of {', '.join(CONVENTIONS)}")
     seen = length if document_length is None else document_length
@@ -188,5 +188,5 @@ def _flops(config: ModelConfig, keys: float, heads: int) -> Flops:
         body=2 * widths.layer_matrices * passes,
         attention=4 * widths.query * keys * passes,
         head=2 * config.width * config.vocab_size * heads,
-        gate=2 * config.width * config.loops if config.gate else 0,
+        gate=2 * config.width * config.states if config.gate else 0,
     )

@@ -13,8 +13,9 @@ def activation_bytes(
     norm scales, 4·f of SwiGLU (gate, its SiLU, up, their product), and attention: fused, q, k, v, the output and a
     log-sum-exp per head; plain, k and v repeated for all heads, and S weights per head. `auto` is charged as plain.
     Per loop d (the final norm's input), per supervised loop d (the gradient of its state, made with its loss) and the
-    loss; with a gate d (its input in the last loop, which no other loop keeps); the ids. With `recompute`: the last
-    loop's passes only, and d for the input of every loop before it.
+    loss; with a gate d (its input in the last loop, which no other loop keeps); the ids. Per read-out before the last
+    one a norm's scale (the next layer keeps its input too) and the gate's d. With `recompute`: the last loop's passes
+    only, and d for the input of every loop before it.
 
     Beside the estimate: weights, gradients (the head's is kept from the loss on), attention's mask, and the chunked
     cross-entropy's logits, which are made and let go again. Mixed precision keeps part in the narrow dtype, part in
@@ -24,6 +25,7 @@ def activation_bytes(
     per_token = loops * (config.layers * _layer_elements(config, length) + config.width + 1)
     per_token += (config.loops - loops) * config.width
     per_token += supervised_loops * (config.width + 1) + config.width * config.gate
+    per_token += (config.states - config.loops) * (1 + config.width * config.gate)
     ids = 2 * 8  # tokens and targets, int64
     return batch * length * (per_token * element_bytes + ids)
 

@@ -20,9 +20,12 @@ def iso_parameter(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
 
 
 def iso_flop(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
-    """`layers·loops⊗1`: the same effective depth and body FLOPs untied, loops × the body parameters (regime B)."""
+    """`layers·loops⊗1`: the same effective depth and body FLOPs untied, loops × the body parameters (regime B).
+
+    With `read_out_every=layers` and the looped arm's objective it has as many heads too: deep supervision.
+    """
     _check_loops(loops)
-    return _model(layers=layers * loops, loops=1, **_without_gate(shape))
+    return _model(layers=layers * loops, loops=1, **(shape if shape.get("read_out_every") else _without_gate(shape)))
 
 
 def ouro(layers: int, vocab_size: int = 49_152, gate: bool = True, loops: int = 4, **shape: Any) -> LoopedTransformer:

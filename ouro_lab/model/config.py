@@ -29,6 +29,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.02
     attention: str = "auto"
+    read_out_every: int | None = None  # with one loop: a state after every so many layers, for heads at equal depths
     recompute: bool = False  # keep the state between loops only, and compute a loop again in the backward pass
 
     def __post_init__(self) -> None:
@@ -45,6 +46,11 @@ class ModelConfig:
         _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads ({self.heads})")
         _require(self.attention in ATTENTION_BACKENDS, self, "attention", f"one of {', '.join(ATTENTION_BACKENDS)}")
         _require(isinstance(self.recompute, bool), self, "recompute", "true or false")
+        if self.read_out_every is not None:
+            _require_counts(self, "read_out_every")
+            fits = self.loops == 1 and not self.recompute and self.layers % self.read_out_every == 0
+            valid = f"a divisor of layers ({self.layers}), with loops = 1 and without recompute"
+            _require(fits, self, "read_out_every", valid)
         for name in ("rope_base", "norm_eps", "init_std"):
             value = getattr(self, name)
             _require(isinstance(value, int | float) and value > 0, self, name, "a number > 0")
@@ -54,11 +60,16 @@ class ModelConfig:
         return self.layers * self.loops
 
     @property
+    def states(self) -> int:
+        """How many a forward pass yields: one per loop, or one per read-out."""
+        return self.layers // self.read_out_every if self.read_out_every else self.loops
+
+    @property
     def shape(self) -> str:
         """`L⊗T`, the paper's notation."""
         return f"{self.layers}⊗{self.loops}"
 
-    def as_dict(self) -> dict[str, int | float | str | bool]:
+    def as_dict(self) -> dict[str, int | float | str | bool | None]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

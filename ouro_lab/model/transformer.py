@@ -34,7 +34,7 @@ class LoopedTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.loops = config.loops
+        self.loops = config.states
         self.settled: dict[str, str] = {}  # attention backend per (dtype, length, documents), where it was measured
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -53,26 +53,48 @@ class LoopedTransformer(nn.Module):
         """Yields loop 1, 2, … as each is computed.
 
         tokens: [B, S] ids. documents: [B, S]; attention stays within equal values. loops: other than trained, if given.
+        With `read_out_every`, the states of an untied stack stand for loops.
 
         Raises (when the first state is asked for):
-            ValueError: loops < 1.
+            ValueError: loops < 1, or more than an untied stack has read-outs.
         """
         loops = self.loops if loops is None else loops
         if loops < 1:
             raise ValueError(f"loops = {loops!r}: must be an integer ≥ 1")
+        if self.config.read_out_every and loops > self.loops:
+            raise ValueError(f"loops = {loops!r}: an untied stack has {self.loops} read-outs")
         length, device = tokens.shape[1], tokens.device
         x = self.embed_tokens(tokens)  # [B, S, d]
         rope = rope_tables(length, self.config.head_dim, self.config.rope_base, device)
         backend = self._backend(x, documents is not None)
         mask = attention_mask(backend, length, documents, device)
+        if self.config.read_out_every:
+            yield from self._read_outs(loops, x, rope, mask, documents is None, backend)
+            return
         for loop in range(1, loops + 1):
             # The backward pass begins with the last loop: to compute that one again would free nothing.
             again = self.config.recompute and loop < loops and torch.is_grad_enabled()
             run = _recomputed if again else LoopedTransformer._loop
             x = run(self, x, rope, mask, documents is None, backend)
+            yield self._state(x)
+
+    def _read_outs(
+        self, count: int, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str
+    ) -> Iterator[LoopState]:
+        """The first `count` states of the untied stack; the stream goes on without the norm, as in a plain one."""
+        every = self.config.read_out_every or len(self.layers)
+        for depth in range(0, count * every, every):
             with _casts_of_its_own(x):
-                gate_logit = None if self.early_exit_gate is None else self.early_exit_gate(x).squeeze(-1)
-            yield LoopState(x, gate_logit)
+                for layer in self.layers[depth : depth + every]:
+                    x = layer(x, rope, mask, causal, backend)
+                hidden = self.norm(x)
+            yield self._state(hidden)
+
+    def _state(self, hidden: Tensor) -> LoopState:
+        if self.early_exit_gate is None:
+            return LoopState(hidden, None)
+        with _no_autocast(hidden):  # which would keep a narrow copy of every loop's state for this one column
+            return LoopState(hidden, self.early_exit_gate(hidden).squeeze(-1))
 
     def _loop(self, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str) -> Tensor:
         """The stack once, and the final norm: [B, S, d] to [B, S, d]."""
@@ -124,6 +146,11 @@ class LoopedTransformer(nn.Module):
 def _recomputed(model: LoopedTransformer, x: Tensor, *constants: Any) -> Tensor:
     # Nothing in a loop is random, so no generator's state need be kept.
     return checkpoint(model._loop, x, *constants, use_reentrant=False, preserve_rng_state=False)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager:
+    device = x.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _casts_of_its_own(x: Tensor) -> AbstractContextManager:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORE = -100
-CHUNK_ELEMENTS = 1 << 21  # logits held at once: 8 MiB in float32, about a core's share of the caches
-LEAST_ROWS = 128  # fewer make slow products, and more passes over the head's gradient
+CHUNK_ELEMENTS = 1 << 21  # logits that a softmax takes at once: 8 MiB in float32, about a core's share of the caches
+LEAST_ROWS = 512  # of logits held at once: fewer make slow products, and more passes over the head's gradient
+BLOCK = 8192  # classes: a product of so many rows of the head's gradient is added while it is in the caches
 
 
 def weighted_cross_entropy(
@@ -61,8 +62,8 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
-def _losses_and_slopes(logits: Tensor, targets: Tensor, backward: bool) -> tuple[Tensor, Tensor | None]:
-    """CE [R] and dCE/dlogits [R, V] in the logits' dtype.
+def _losses_and_slopes(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
+    """CE [R] of `targets` [R]; where `backward`, dCE/dlogits [R, V] takes the logits' place.
 
     Both are made in at least float32, whatever the logits' dtype: softmax over 49,152 classes needs it, and so does the
     slope at the target, p − 1, of a token that is nearly certain.
@@ -72,16 +73,18 @@ def _losses_and_slopes(logits: Tensor, targets: Tensor, backward: bool) -> tuple
     target = targets.where(valid, 0).unsqueeze(-1)  # any other bad target is an error of `gather`
     losses = -log_p.gather(-1, target).squeeze(-1) * valid
     if not backward:
-        return losses, None
+        return losses
     if torch.compiler.is_compiling():  # one pass over the logits, without the scatter
         at_target = torch.arange(logits.shape[-1], device=logits.device) == target
-        return losses, (log_p.exp() - at_target).to(logits.dtype)
+        logits.copy_(log_p.exp() - at_target)
+        return losses
     slopes = log_p.exp_()
     slopes.scatter_add_(-1, target, slopes.new_full((1, 1), -1.0).expand_as(target))
-    return losses, slopes.to(logits.dtype)
+    logits.copy_(slopes)
+    return losses
 
 
-_kernel: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]] = _losses_and_slopes
+_kernel: Callable[[Tensor, Tensor, bool], Tensor] = _losses_and_slopes
 
 
 def compile_losses() -> None:
@@ -112,16 +115,18 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         grads = [torch.empty_like(rows) for rows in hiddens] if backward else []
         with _no_autocast(head):
             low = head.to(dtype)
+            held = low.new_empty(min(chunk, targets.shape[0]), head.shape[0])
             for loop, rows in enumerate(hiddens):
                 for start in range(0, rows.shape[0], chunk):
                     part = slice(start, start + chunk)
                     some, weight = rows[part].to(dtype), weights[loop, part].unsqueeze(-1)
-                    losses[loop, part], slopes = _kernel(F.linear(some, low), targets[part], backward)
-                    if slopes is None:
+                    logits = torch.mm(some, low.t(), out=held[: some.shape[0]])
+                    _replace_by_slopes(logits, targets[part], losses[loop, part], backward)
+                    if not backward:
                         continue
                     # A row's weight goes to the narrow factors: [R, d], not [R, V].
-                    grads[loop][part] = (slopes @ low) * weight
-                    _add_product(grad_head, slopes, (some * weight).to(dtype))
+                    grads[loop][part] = (logits @ low) * weight
+                    _add_product(grad_head, logits, (some * weight).to(dtype))
         ctx.save_for_backward(losses, grad_head, *grads)
         ctx.dtypes = head.dtype, weights.dtype
         ctx.mark_non_differentiable(losses)
@@ -131,13 +136,23 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         losses, grad_head, *grads = ctx.saved_tensors
-        to_hiddens = [(g * grad).to(g.dtype) for g in grads]
-        return (grad_head * grad).to(ctx.dtypes[0]), None, losses * grad, None, None, None, *to_hiddens
+        to_hiddens = [g.mul_(grad) for g in grads]  # where they are, so a second backward pass is refused by autograd
+        grad_head = grad_head.mul_(grad)
+        return grad_head.to(ctx.dtypes[0]), None, losses * grad, None, None, None, *to_hiddens
+
+
+def _replace_by_slopes(logits: Tensor, targets: Tensor, losses: Tensor, backward: bool) -> None:
+    """Losses go to `losses` [R]; the softmax takes few rows at once, so that they stay in the caches."""
+    rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
+    for start in range(0, logits.shape[0], rows):
+        part = slice(start, start + rows)
+        losses[part] = _kernel(logits[part], targets[part], backward)
 
 
 def _add_product(total: Tensor, slopes: Tensor, rows: Tensor) -> None:
     """total += slopesᵀ·rows, in total's dtype: bf16 sums would lose the small chunks."""
     if total.dtype == slopes.dtype:
         total.addmm_(slopes.t(), rows)
-    else:
-        total += slopes.t() @ rows
+        return
+    for some, block in zip(slopes.split(BLOCK, dim=1), total.split(BLOCK), strict=True):
+        block += some.t() @ rows

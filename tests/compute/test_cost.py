@@ -89,6 +89,7 @@ VARIANTS = {
     "gate": {"gate": True},
     "gate_once": {"gate": True, "loops": 1},
     "ffn": {"ffn_width": 100},
+    "read_outs": {"layers": 6, "loops": 1, "read_out_every": 2, "gate": True},
 }
 
 
@@ -96,7 +97,7 @@ VARIANTS = {
 def test_formula_is_pytorchs_count(name, length):
     """Exactly: there is no known discrepancy. The embedding's output needs a gradient, so layer 1 is no exception."""
     config = variant(**VARIANTS[name])
-    for supervised in {1, config.loops}:
+    for supervised in {1, config.states}:
         forward, trained = counted_flops(config, length, supervised)
         formula = forward_flops(config, length, supervised, convention="full")
         assert forward == formula.total
@@ -134,6 +135,7 @@ def test_key_value_cache():
 
 CHANGES = [{}, {"loops": 1}, {"attention": "sdpa"}, {"width": 128}, {"kv_heads": 2}, {"gate": True}]
 CHANGES += [{"recompute": True, "loops": 8}, {"recompute": True, "gate": True}]
+CHANGES += [{"layers": 6, "loops": 1, "read_out_every": 2, "gate": True}]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
@@ -146,7 +148,7 @@ def test_activation_bytes_are_what_autograd_keeps(change):
         loss, _ = objective(model.loop_states(tokens), model.head_weight, tokens)
     assert loss.requires_grad
     head_gradient = 4 * model.head_weight.numel()  # kept from the loss on; counted with the gradients
-    supervised = objective.supervised_loops(config.loops)
+    supervised = objective.supervised_loops(config.states)
     formula = activation_bytes(config, 48, batch=4, supervised_loops=supervised)
     assert formula == pytest.approx(kept_bytes(kept, model) - head_gradient, rel=0.01)
 

@@ -43,7 +43,8 @@ def exact_sums(model: LoopedTransformer) -> dict[str, Tensor]:
         x = model.embed_tokens(TOKENS)
         for each in copies:
             x = each.norm(each.layers[0](x, rope, bias, True, "plain"))
-            states.append((x, each.early_exit_gate(x).squeeze(-1)))
+            with torch.autocast("cpu", enabled=False):
+                states.append((x, each.early_exit_gate(x).squeeze(-1)))
     backward(states)
     return {name: sum(shared(each)[name].grad.double() for each in copies) for name in shared(model)}
 
@@ -73,6 +74,7 @@ def test_the_caller_s_autocast_is_as_it_was(model: LoopedTransformer) -> None:
         next(states)  # a generator that stands between two loops
         assert torch.is_autocast_cache_enabled()
         assert torch.get_autocast_dtype("cpu") == torch.float16
-        assert next(states).gate_logit.dtype == torch.float16
-    with torch.autocast("cpu", enabled=False):
-        assert next(model.loop_states(TOKENS)).gate_logit.dtype == torch.float32
+        low = next(states)
+    wide = list(model.loop_states(TOKENS))[1]
+    assert not torch.equal(low.hidden, wide.hidden)  # it did act in the second loop
+    assert low.gate_logit.dtype == wide.gate_logit.dtype == torch.float32  # a gate is never narrow

@@ -5,6 +5,7 @@ import pytest
 
 from ouro_lab.model import ModelConfig, iso_flop, iso_parameter, looped, ouro
 
+READ_OUTS = "must be a divisor of layers (2), with loops = 1 and without recompute"
 VALID = {"vocab_size": 11, "layers": 2, "loops": 3, "width": 24, "heads": 4}
 
 
@@ -32,6 +33,9 @@ VALID = {"vocab_size": 11, "layers": 2, "loops": 3, "width": 24, "heads": 4}
         ({"init_std": 0.0}, "backbone.init_std = 0.0: must be a number > 0"),
         ({"init_std": "0.02"}, "backbone.init_std = '0.02': must be a number > 0"),
         ({"attention": "flash"}, "backbone.attention = 'flash': must be one of auto, plain, sdpa, flash_varlen"),
+        ({"read_out_every": 2}, f"backbone.read_out_every = 2: {READ_OUTS}"),  # of three loops
+        ({"loops": 1, "read_out_every": 3}, f"backbone.read_out_every = 3: {READ_OUTS}"),
+        ({"loops": 1, "read_out_every": 0}, "backbone.read_out_every = 0: must be an integer ≥ 1"),
         ({"recompute": "yes"}, "backbone.recompute = 'yes': must be true or false"),
     ],
 )
