@@ -75,9 +75,14 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool) -> Tenso
     batch, length, heads, dim = q.shape
     if k.shape[2] != heads:
         k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
+    compiled = torch.compiler.is_compiling()  # then scale and bias cost no pass of their own; baddbmm copies its bias
+    q = q * dim**-0.5 if compiled else q
     q, k, v = (x.transpose(1, 2).reshape(batch * heads, length, dim) for x in (q, k, v))
     bias = bias.expand(batch * heads, length, length) if bias.dim() == 2 else bias.repeat_interleave(heads, dim=0)
-    scores = torch.baddbmm(bias.to(q.dtype), q, k.transpose(1, 2), alpha=dim**-0.5)  # [B·H, S, S]
+    if compiled:
+        scores = torch.bmm(q, k.transpose(1, 2)) + bias.to(q.dtype)  # [B·H, S, S]
+    else:
+        scores = torch.baddbmm(bias.to(q.dtype), q, k.transpose(1, 2), alpha=dim**-0.5)
     weights = scores.softmax(-1, dtype=torch.promote_types(torch.float32, q.dtype)).to(v.dtype)
     return torch.bmm(weights, v).view(batch, heads, length, dim).transpose(1, 2)
 

@@ -125,8 +125,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                     if not backward:
                         continue
                     # A row's weight goes to the narrow factors: [R, d], not [R, V].
-                    grads[loop][part] = (logits @ low) * weight
-                    _add_product(grad_head, logits, (some * weight).to(dtype))
+                    torch.mul(logits @ low, weight, out=grads[loop][part])
+                    _add_product(grad_head, logits, torch.mul(some, weight, out=torch.empty_like(some)))
         ctx.save_for_backward(losses, grad_head, *grads)
         ctx.dtypes = head.dtype, weights.dtype
         ctx.mark_non_differentiable(losses)
