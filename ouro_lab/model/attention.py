@@ -5,7 +5,7 @@ Shapes: B sequences, S positions, H query heads, K key heads (H a multiple of K)
 
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,10 @@ LANES = 16  # float32 numbers in a vector register
 Mask = Tensor | Spans | None
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a validation may be the first to ask, and training cannot use what inference mode made
 def rope_tables(length: int, head_dim: int, base: float, device: torch.device) -> Rope:
-    """Cosines and signed sines [S, 1, D] for half-split rotary embedding, in float32.
+    """Cosines and signed sines [S, 1, D] for half-split rotary embedding, in float32; made once, not to be written to.
 
     With x = (a, b) in halves, rotation is (a·cos − b·sin, b·cos + a·sin) = x·cos + roll(x, D/2)·(−sin, +sin).
     """

@@ -113,3 +113,14 @@ def test_fused_causal_attention_makes_no_mask(
     assert len(made) == (0 if attention == "sdpa" else 1)  # once, not once per loop
     model(tokens, torch.zeros_like(tokens))
     assert made[-1] is not None
+
+
+def test_a_validation_that_comes_first_leaves_tables_that_training_can_use() -> None:
+    rope_tables.cache_clear()
+    model = LoopedTransformer(ModelConfig(vocab_size=11, layers=1, loops=2, width=16, heads=2))
+    tokens = torch.randint(11, (2, 5))
+    with torch.inference_mode():
+        first = model(tokens)
+    model(tokens).sum().backward()
+    assert model.layers[0].self_attn.q_proj.weight.grad is not None
+    torch.testing.assert_close(first.clone(), model(tokens).detach(), rtol=0, atol=0)
