@@ -50,10 +50,17 @@ def _swap_halves(x: Tensor) -> Tensor:
 
 def attention_bias(length: int, documents: Tensor | None, device: torch.device) -> Tensor:
     """What is added to the scores: 0 where i may see j, −inf elsewhere; [S, S], or [B, S, S] with documents."""
-    visible = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    if documents is not None:
-        visible = visible & (documents.unsqueeze(-1) == documents.unsqueeze(-2))
-    return torch.zeros(visible.shape, device=device).masked_fill_(~visible, float("-inf"))
+    if documents is None:
+        return _causal_bias(length, device)
+    same = documents.unsqueeze(-1) == documents.unsqueeze(-2)
+    return _causal_bias(length, device).expand(same.shape).masked_fill(~same, float("-inf"))
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _causal_bias(length: int, device: torch.device) -> Tensor:
+    """[S, S]; made once, not to be written to."""
+    return torch.full((length, length), float("-inf"), device=device).triu_(1)
 
 
 def attention_mask(backend: str, length: int, documents: Tensor | None, device: torch.device) -> Mask:
