@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_names_the_verbs():
     typed = {command.split()[1] for command in commands()}
-    assert {"experiment", "test", "list", "status", "report", "power", "evidence", "ui"} <= typed
+    assert {"experiment", "test", "list", "status", "report", "power", "match", "evidence", "claims", "ui"} <= typed
 
 
 @pytest.mark.slow
