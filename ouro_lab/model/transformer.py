@@ -4,6 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -74,8 +75,8 @@ class LoopedTransformer(nn.Module):
         for loop in range(1, loops + 1):
             # The backward pass begins with the last loop: to compute that one again would free nothing.
             again = self.config.recompute and loop < loops and torch.is_grad_enabled()
-            run = _recomputed if again else LoopedTransformer._loop
-            x = run(self, x, rope, mask, documents is None, backend)
+            run = partial(_recomputed, self) if again else self.loop
+            x = run(x, rope, mask, documents is None, backend)
             yield self._state(x)
 
     def _read_outs(
@@ -96,7 +97,7 @@ class LoopedTransformer(nn.Module):
         with _no_autocast(hidden):  # which would keep a narrow copy of every loop's state for this one column
             return LoopState(hidden, self.early_exit_gate(hidden).squeeze(-1))
 
-    def _loop(self, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str) -> Tensor:
+    def loop(self, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str) -> Tensor:
         """The stack once, and the final norm: [B, S, d] to [B, S, d]."""
         with _casts_of_its_own(x):
             for layer in self.layers:
@@ -145,7 +146,7 @@ class LoopedTransformer(nn.Module):
 
 def _recomputed(model: LoopedTransformer, x: Tensor, *constants: Any) -> Tensor:
     # Nothing in a loop is random, so no generator's state need be kept.
-    return checkpoint(model._loop, x, *constants, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(model.loop, x, *constants, use_reentrant=False, preserve_rng_state=False)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager:
