@@ -82,7 +82,7 @@ def test_the_line_says_what_was_measured(machine) -> None:
 def test_compiled_blocks_train_as_plain_ones(
     mixed: bool, tolerance: float, layers: int, made: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Loss and gradients within rounding; one graph for all layers and loops and one for the norm, or one for both of few layers.
+    """Loss and gradients within rounding; a graph for all layers and loops and one for the norm, or one for both.
 
     As many again to evaluate; other batches stay plain.
     """
