@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import tables, wording
+from analysis.calibration import percent_range
 from analysis.evidence import Evidence
 from analysis.runs import StudyResult
 from analysis.verdict import Verdict
@@ -115,7 +116,8 @@ def _without_contrast(claim: Claim, evidence: Evidence) -> Row:
         n=str(2 * size),
         rates=arm["lr_status"],
         effect=f"{paired:.1f} % of {found['splits']} splits differ (paired), {unpaired:.1f} % (unpaired) "
-        f"at {found['metric']}; right: {100 * found['expected']:.0f} %",
+        f"at {found['metric']}; right: {100 * found['expected']:.0f} %, usually "
+        f"{percent_range(found['usual'])}",
         scope=", ".join(f"{wording.compact(arm['cost'][what])} {what}" for what in ("parameters", "tokens")),
         **row,
     )

@@ -1,5 +1,7 @@
 """The A/A study: ten seeds of one arm, split five against five."""
 
+import numpy as np
+import pytest
 from fake_study import Fake
 
 from analysis import calibration, report
@@ -33,3 +35,12 @@ def test_too_few_seeds_give_no_share(make) -> None:
 
 def test_other_studies_have_none(result) -> None:
     assert calibration.calibrate(result) is None
+
+
+def test_the_usual_shares_hold_most_samples_of_equal_values_and_not_all() -> None:
+    low, high = calibration.usual_shares(5, 0.05)
+    assert (low, high) == pytest.approx((0.0, 0.12), abs=0.02)
+    drawn = np.random.default_rng(1).normal(size=(60, 10))
+    shares = [split_calibration(list(values), 5).paired for values in drawn]
+    assert np.mean(shares) == pytest.approx(0.05, abs=0.02)
+    assert np.mean([low <= share <= high for share in shares]) == pytest.approx(0.95, abs=0.06)
