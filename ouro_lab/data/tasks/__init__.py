@@ -10,5 +10,18 @@ from ouro_lab.data.tasks.multihop import MultiHop
 from ouro_lab.data.tasks.p_hop import PHop
 from ouro_lab.data.tasks.protocol import Task
 from ouro_lab.data.tasks.reachability import Reachability
+from ouro_lab.data.tasks.table import Table
 
-__all__ = ["Addition", "BioD", "BioS", "Composition", "Depo", "Mano", "MultiHop", "PHop", "Reachability", "Task"]
+__all__ = [
+    "Addition",
+    "BioD",
+    "BioS",
+    "Composition",
+    "Depo",
+    "Mano",
+    "MultiHop",
+    "PHop",
+    "Reachability",
+    "Table",
+    "Task",
+]
