@@ -5,6 +5,7 @@ from ouro_lab.data.tasks.bio_s import BioS
 from ouro_lab.data.tasks.capo import BioD
 from ouro_lab.data.tasks.composition import Composition
 from ouro_lab.data.tasks.depo import Depo
+from ouro_lab.data.tasks.igsm import IGSM
 from ouro_lab.data.tasks.mano import Mano
 from ouro_lab.data.tasks.multihop import MultiHop
 from ouro_lab.data.tasks.p_hop import PHop
@@ -18,6 +19,7 @@ __all__ = [
     "BioS",
     "Composition",
     "Depo",
+    "IGSM",
     "Mano",
     "MultiHop",
     "PHop",
