@@ -15,6 +15,8 @@ class EvaluationMetrics(Metric):
 
     `accuracy` covers the scored positions of every group but `undefined`; a group that the split lacks is not named.
     Groups `seen_…`, of training items that stand beside held-out ones, are in neither `accuracy` nor `loss`.
+    Where a batch has `answer`, answers count in the place of positions: each once, right if all its positions are. As
+    every position is read after the right ones before it, that is what greedy decoding gets right as a whole.
     Several axes of groups: a sequence counts in a group of each; one `undefined` or `seen_…` is so on every axis.
     Bits per byte: nats of all targets / ln 2 / UTF-8 bytes of all targets. The end of a document is a target of no
     bytes whose nats count: every tokenizer pays it once a document, so their values compare.
@@ -37,6 +39,8 @@ class EvaluationMetrics(Metric):
         """token_loss in nats and correct, both [T, B, S]; what they hold at ignored targets does not matter."""
         valid = batch["targets"] != IGNORE  # [B, S]
         scored = batch["scored"] & valid if "scored" in batch else valid
+        if "answer" in batch:
+            scored, correct = _whole(batch["answer"], scored, correct)
         group = batch["group"] if self.groups else torch.zeros_like(batch["targets"][:, 0])  # [B] or [B, A]
         axes = group.reshape(len(group), -1).T  # [A, B]
         for axis in axes:
@@ -69,3 +73,11 @@ class EvaluationMetrics(Metric):
 
     def _by_loop(self, name: str, values: Tensor) -> dict[str, Tensor]:
         return {f"{name}_loop{t}": value for t, value in enumerate(values, start=1)}
+
+
+def _whole(answer: Tensor, scored: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the answers 0 … S − 1 a row has [B, S], and whether all of an answer is right [T, B, S]."""
+    wrong = (scored & ~correct).int()
+    missed = torch.zeros_like(wrong).scatter_add_(2, answer.expand_as(wrong), wrong)
+    present = torch.zeros_like(answer).scatter_add_(1, answer, scored.long()) > 0
+    return present, (missed == 0) & present

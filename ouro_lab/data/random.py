@@ -49,6 +49,12 @@ def permutation(seed: int, stream: str, size: int) -> Ints:
     return np.argsort(bits(seed, stream, np.arange(size), 1)[:, 0], kind="stable")
 
 
+def one_of(wanted: NDArray[np.bool_], words: Bits) -> Ints:
+    """The number [B] of one true column of each row [B, n], each equally likely by the row's word [B]."""
+    nth = integers(words, wanted.sum(axis=1))
+    return (wanted.cumsum(axis=1) > nth[:, None]).argmax(axis=1)
+
+
 def content_hash(rows: Ints) -> Bits:
     """One word per row of small non-negative integers [N, S]; the same on every machine."""
     factors = bits(0, "content", np.arange(rows.shape[1]), 1)[:, 0] | np.uint64(1)

@@ -113,3 +113,21 @@ def test_reset_forgets() -> None:
     evaluated(batches(), metrics)
     metrics.reset()
     assert evaluated(batches(1), metrics) == pytest.approx(evaluated(batches(1), EvaluationMetrics(2, GROUPS)))
+
+
+def test_an_answer_of_several_positions_counts_once_and_only_as_a_whole() -> None:
+    """Row 0: answers of two, one and no scored position; row 1: one of three, with a wrong position that is not."""
+    batch = {
+        "targets": torch.ones(2, 5, dtype=torch.long),
+        "scored": torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 0]]).bool(),
+        "answer": torch.tensor([[0, 0, 0, 1, 2], [0, 0, 0, 0, 0]]),
+        "group": torch.tensor([0, 1]),
+    }
+    correct = torch.tensor([[[1, 0, 1, 1, 1], [0, 1, 1, 1, 0]], [[1, 1, 0, 0, 0], [1, 1, 0, 1, 1]]]).bool()
+    values = evaluated([(batch, torch.ones(2, 2, 5), correct)], EvaluationMetrics(2, GROUPS))
+    assert values["accuracy_loop1/easy"] == 0.5  # the second answer alone
+    assert values["accuracy_loop1/hard"] == 1
+    assert values["accuracy_loop2/easy"] == 0.5  # the first alone
+    assert values["accuracy_loop2/hard"] == 0
+    assert values["accuracy"] == pytest.approx(1 / 3)
+    assert values["loss"] == 1  # of every target, whatever is scored

@@ -45,6 +45,16 @@ def check_range(field: str, value: int, low: int, high: int | None = None) -> No
         raise ValueError(f"{field} = {value!r}: must be {valid}")
 
 
+def check_counts(field: str, value: int | Sequence[int], low: int, high: int) -> tuple[int, ...]:
+    """The different ones of a number or a list of numbers, ascending. Raises: ValueError as `check_range`."""
+    numbers = [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
+    if not numbers:
+        raise ValueError(f"{field} = {value!r}: must be an integer from {low} to {high}, or a list of such integers")
+    for number in numbers:
+        check_range(field, number, low, high)
+    return tuple(sorted(set(numbers)))
+
+
 def check_choice(field: str, value: str, valid: Sequence[str]) -> None:
     """Raises: ValueError naming field, value and the valid ones."""
     if value not in valid:

@@ -8,7 +8,7 @@ graph.
 import numpy as np
 from numpy.typing import NDArray
 
-from ouro_lab.data.random import Bits, Ints, bits, integers
+from ouro_lab.data.random import Bits, Ints, bits, integers, one_of
 from ouro_lab.data.tasks.protocol import IGNORE, TRAIN, Arrays, Floors, check_choice, check_range
 from ouro_lab.data.tasks.shortcuts import best_shortcut
 from ouro_lab.data.tasks.splits import belongs
@@ -106,7 +106,7 @@ class Reachability:
             graph = self._adjacency(starts, ends)
             yes, no = self._pairs(distances(graph), distance[waiting])
             fits = yes.any(axis=1) & no.any(axis=1) & belongs(graph.reshape(len(graph), -1).astype(np.int64), split)
-            chosen = _one_of(np.where(answer[waiting, None], yes, no)[fits], words[fits, 0])
+            chosen = one_of(np.where(answer[waiting, None], yes, no)[fits], words[fits, 0])
             prompts[waiting[fits]] = self._prompts(starts[fits], ends[fits], chosen)
             waiting = waiting[~fits]
             if not len(waiting):
@@ -182,9 +182,3 @@ def distances(graph: Bools) -> Steps:
         far[new] = step
         reached |= new
     return far
-
-
-def _one_of(wanted: Bools, words: Bits) -> Ints:
-    """The number [B] of one true column of each row, each equally likely."""
-    nth = integers(words, wanted.sum(axis=1))
-    return (wanted.cumsum(axis=1) > nth[:, None]).argmax(axis=1)

@@ -33,6 +33,21 @@ def _accuracy(guesses: Ints, answers: Ints, rows: NDArray[np.bool_]) -> float:
     return float((guesses[rows] == answers[rows]).mean()) if rows.any() else 0.0
 
 
+def majority_score(values: Ints, answers: Ints, fit: Ints, measured: Ints) -> float:
+    """Accuracy on the rows `measured` of the most common answer per value on the rows `fit`.
+
+    A value that `fit` lacks gets its most common answer of all. values, answers: small integers [N].
+    """
+    if not len(measured):
+        return 0.0
+    size = int(answers.max()) + 1
+    pairs, counts = np.unique(values[fit] * size + answers[fit], return_counts=True)
+    guess = np.full(int(values.max()) + 1, np.bincount(answers[fit]).argmax())
+    order = np.lexsort((-pairs, counts))  # the most common one of a value is written last
+    guess[pairs[order] // size] = pairs[order] % size
+    return float((guess[values[measured]] == answers[measured]).mean())
+
+
 def exact_shortcut(fields: dict[str, Ints], answers: Ints, measured: Ints) -> tuple[float, str]:
     """Accuracy on the rows `measured` of the best majority table over all rows, and the fields that it reads.
 

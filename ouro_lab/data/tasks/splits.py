@@ -15,3 +15,9 @@ def belongs(rows: Ints, split: str) -> NDArray[np.bool_]:
     if split in (VAL, TEST):
         return kind == (VAL, TEST).index(split)
     return kind > 1
+
+
+def as_sets(items: Ints, inside: NDArray[np.bool_]) -> Ints:
+    """Rows [N, M] for `belongs` that are the same for the same items [N, M, W] in any order, those `inside` [N, M]."""
+    words = content_hash(items.reshape(-1, items.shape[2])).reshape(inside.shape)
+    return np.sort(np.where(inside, 1 + (words >> np.uint64(33)).astype(np.int64), 0), axis=1)
