@@ -2,7 +2,8 @@
 
 Counted: matrix products, a multiply-add as 2 FLOPs, backward as 2 × forward. A loop saves no backward compute: each
 pass needs its own input and weight gradients. Ignored, as PyTorch's counter does: norms, softmax, rotary embedding,
-SiLU, residual additions, the embedding's look-up, the loss, the optimiser (10–20 FLOPs per stored parameter and step).
+SiLU, GELU, biases, residual additions, the embedding's look-up, the loss, the optimiser (10–20 FLOPs per stored
+parameter and step).
 Not model FLOPs either, so not matched: what is computed twice to save memory (`recompute`'s loops).
 """
 
@@ -19,7 +20,7 @@ TRAINING = 3  # × forward: forward, the input's gradient, the weight's gradient
 
 @dataclass(frozen=True)
 class Parameters:
-    """Stored parameters by part. `body` is the layers' matrices; `norms` are the layers' and the final one."""
+    """Stored parameters by part. `body`: the layers' matrices and biases; `norms`: the layers' and the final one."""
 
     embedding: int
     body: int
@@ -139,11 +140,12 @@ def training_cost(
 
 def stored_parameters(config: ModelConfig) -> Parameters:
     """Ouro-1.4B: 51,388,416 per layer with its norms, 1,434,652,673 in all."""
-    vocabulary = config.vocab_size * config.width
+    vocabulary, widths = config.vocab_size * config.width, Widths.of(config)
+    vectors = 1 if config.norm == "rms" else 2  # a norm's gain, LayerNorm's shift
     return Parameters(
         embedding=vocabulary,
-        body=config.layers * Widths.of(config).layer_matrices,
-        norms=(4 * config.layers + 1) * config.width,
+        body=config.layers * (widths.layer_matrices + (widths.layer_biases if config.bias else 0)),
+        norms=vectors * (config.norms * config.layers + 1) * config.width,
         head=0 if config.tie_embeddings else vocabulary,
         gate=config.width + 1 if config.gate else 0,
     )

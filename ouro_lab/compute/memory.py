@@ -9,23 +9,28 @@ def activation_bytes(
 ) -> float:
     """What autograd keeps between forward and backward for `batch` sequences of `length`; an estimate, for one dtype.
 
-    Per token and layer pass, in elements: 6·d (inputs of the four norms and of the two groups of projections), four
-    norm scales, 4·f of SwiGLU (gate, its SiLU, up, their product), and attention: fused, q, k, v, the output and a
+    Per token and layer pass, in elements: 6·d (inputs of the four norms and of the two groups of projections; 4·d with
+    two norms), a norm's scale (LayerNorm: and its mean), 4·f of SwiGLU (gate, its SiLU, up, their product; 2·f of GELU,
+    its input and output), and attention: fused, q, k, v, the output and a
     log-sum-exp per head; plain, k and v repeated for all heads, and S weights per head. `auto` is charged as plain.
     Per loop d (the final norm's input), per supervised loop d (the gradient of its state, made with its loss) and the
     loss; with a gate d (its input in the last loop, which no other loop keeps); the ids. Per read-out before the last
     one a norm's scale (the next layer keeps its input too) and the gate's d. With `recompute`: the last loop's passes
-    only, and d for the input of every loop before it.
+    only, and d for the input of every loop before it. Without the norm between loops, the final norm's input is also
+    the next loop's, but its output, the gate's input, is not; and no norm of a loop is computed again.
 
     Beside the estimate: weights, gradients (the head's is kept from the loss on), attention's mask, and the chunked
     cross-entropy's logits, which are made and let go again. Mixed precision keeps part in the narrow dtype, part in
     float32, and casts of the weights.
     """
     loops = 1 if config.recompute else config.loops  # kept whole
-    per_token = loops * (config.layers * _layer_elements(config, length) + config.width + 1)
+    per_token = loops * (config.layers * _layer_elements(config, length) + config.width + _norm_scalars(config))
     per_token += (config.loops - loops) * config.width
     per_token += supervised_loops * (config.width + 1) + config.width * config.gate
-    per_token += (config.states - config.loops) * (1 + config.width * config.gate)
+    per_token += (config.states - config.loops) * (_norm_scalars(config) + config.width * config.gate)
+    if not config.norm_between_loops:
+        per_token += (config.loops - 1) * config.width * config.gate - (loops - 1) * config.width
+        per_token += (config.loops - loops) * _norm_scalars(config)
     ids = 2 * 8  # tokens and targets, int64
     return batch * length * (per_token * element_bytes + ids)
 
@@ -50,4 +55,9 @@ def _layer_elements(config: ModelConfig, length: int) -> int:
         attention = 2 * widths.query + 2 * widths.key + config.heads
     else:
         attention = 4 * widths.query + config.heads * length
-    return 6 * widths.model + 4 + 4 * widths.ffn + attention
+    inputs = (config.norms + 2) * widths.model + config.norms * _norm_scalars(config)
+    return inputs + (4 if config.mlp == "swiglu" else 2) * widths.ffn + attention
+
+
+def _norm_scalars(config: ModelConfig) -> int:
+    return 1 if config.norm == "rms" else 2

@@ -38,16 +38,20 @@ class PackedRows:
 
 
 class ShuffledRows:
-    """Global sample i is row π_e(i mod rows) of epoch e = i ÷ rows; π_e is a permutation given by (seed, e)."""
+    """Global sample i is row π_e(i mod rows) of epoch e = i ÷ rows; π_e is a permutation given by (seed, e).
 
-    def __init__(self, rows: PackedRows, seed: int) -> None:
+    count: so many of the rows, at even distances over the stream, whatever the seed; None for all.
+    """
+
+    def __init__(self, rows: PackedRows, seed: int, count: int | None = None) -> None:
         self.rows = rows
-        self.order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, f"rows/{epoch}", rows.full))
+        self.count = rows.full if count is None else count
+        self.order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, f"rows/{epoch}", self.count))
 
     def read(self, indices: Ints) -> Arrays:
-        epochs, places = np.divmod(indices, self.rows.full)
+        epochs, places = np.divmod(indices, self.count)
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             chosen[here] = self.order(int(epoch))[places[here]]
-        return self.rows.read(chosen)
+        return self.rows.read(chosen * self.rows.full // self.count)

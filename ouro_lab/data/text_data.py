@@ -25,7 +25,8 @@ class TextData(OrderedData):
     """Rows of `length` tokens, documents after one another; every target of a fixed set is scored once.
 
     holdout: of so many documents one is test and one validation. val_tokens, test_tokens: rows at even distances with
-    about so many targets; None takes the whole split. mask_documents: attention stays within a document.
+    about so many targets; None takes the whole split. train_tokens: unique tokens of training, rows at even distances
+    that every epoch repeats; None takes all. mask_documents: attention stays within a document.
     """
 
     count_bytes = True
@@ -38,6 +39,7 @@ class TextData(OrderedData):
         batch_size: int = 32,
         val_tokens: int | None = 65_536,
         test_tokens: int | None = None,
+        train_tokens: int | None = None,
         eval_batch_size: int | None = None,
         holdout: int = 10,
         mask_documents: bool = True,
@@ -51,6 +53,9 @@ class TextData(OrderedData):
         for split, tokens in self.sizes.items():
             if tokens is not None:
                 check_range(f"{split}_tokens", tokens, length)
+        if train_tokens is not None:
+            check_range("train_tokens", train_tokens, length * batch_size)
+        self.train_tokens = train_tokens
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
         self.holdout, self.mask_documents = holdout, mask_documents
         self.vocab_size = tokenizer.vocab_size
@@ -102,9 +107,19 @@ class TextData(OrderedData):
                 f"batch_size = {self.batch_size}: a batch that packing cannot fill; corpus {self.corpus.label} has"
                 f" {self.rows[TRAIN].full} training rows of length = {self.length}, must be at least a batch"
             )
-        self.train_rows = ShuffledRows(self.rows[TRAIN], self.seed)
+        self.train_rows = ShuffledRows(self.rows[TRAIN], self.seed, self._unique_rows())
         self.chosen = {split: self.rows[split].spread(tokens) for split, tokens in self.sizes.items()}
         self.token_bytes = self.tokenizer.token_bytes()
+
+    def _unique_rows(self) -> int | None:
+        if self.train_tokens is None:
+            return None
+        held = self.rows[TRAIN].full * self.length
+        if self.train_tokens > held:
+            raise ValueError(
+                f"train_tokens = {self.train_tokens}: must be at most {held}, what {self.corpus.label} has"
+            )
+        return self.train_tokens // self.length
 
     def _write_floor(self, path: Path) -> None:
         documents = split_documents(self.corpus, self.holdout)

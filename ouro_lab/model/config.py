@@ -3,13 +3,16 @@
 from dataclasses import dataclass, fields
 
 ATTENTION_BACKENDS = ("auto", "plain", "sdpa", "flash_varlen")
+NORMS = ("rms", "layer")
+MLPS = {"swiglu": 2.75, "gelu": 4}  # feed-forward width over width, where none is given
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """One (layers, loops) shape; every baseline is another value of it, never another class.
 
-    Defaults follow the released Ouro where it fixes a ratio (feed-forward width 2.75 × width, eps 1e-6, init 0.02).
+    Defaults follow the released Ouro where it fixes a ratio (feed-forward width 2.75 × width, eps 1e-6, init 0.02), and
+    in the block. The block's other values are GPT-2's, which the paper's controlled experiments start from.
 
     Raises:
         ValueError: one line naming the field, its value and what would be valid.
@@ -22,12 +25,19 @@ class ModelConfig:
     heads: int = 4
     kv_heads: int | None = None  # None: as many as heads
     head_dim: int | None = None  # None: width / heads
-    ffn_width: int | None = None  # None: 2.75 × width
+    ffn_width: int | None = None  # None: 2.75 × width of SwiGLU, 4 × of GELU
     tie_embeddings: bool = False
     gate: bool = False
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    init_by_depth: bool = False  # what a branch adds starts 1/√(2·L·T) as large: 2·L·T branches are added in all
+    norms: int = 4  # per layer: 4 before and after attention and MLP (as released), 2 before them only (as written)
+    norm: str = "rms"
+    mlp: str = "swiglu"
+    bias: bool = False  # of the layers' linear maps
+    norm_between_loops: bool = True  # the next loop reads the normed state (as released); else head and gate alone do
+    attention_float32: bool = False  # rotary embedding, scores and mix in float32 also under mixed precision
     attention: str = "auto"
     read_out_every: int | None = None  # with one loop: a state after every so many layers, for heads at equal depths
     recompute: bool = False  # keep the state between loops only, and compute a loop again in the backward pass
@@ -39,13 +49,17 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.width // self.heads)
         if self.kv_heads is None:
             object.__setattr__(self, "kv_heads", self.heads)
+        _require(self.mlp in MLPS, self, "mlp", f"one of {', '.join(MLPS)}")
         if self.ffn_width is None:
-            object.__setattr__(self, "ffn_width", round(2.75 * self.width))
+            object.__setattr__(self, "ffn_width", round(MLPS[self.mlp] * self.width))
         _require_counts(self, "head_dim", "kv_heads", "ffn_width")
         _require(self.head_dim % 2 == 0, self, "head_dim", "an even integer (rotary pairs)")
         _require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads ({self.heads})")
         _require(self.attention in ATTENTION_BACKENDS, self, "attention", f"one of {', '.join(ATTENTION_BACKENDS)}")
-        _require(isinstance(self.recompute, bool), self, "recompute", "true or false")
+        _require(self.norm in NORMS, self, "norm", f"one of {', '.join(NORMS)}")
+        _require(self.norms in (2, 4), self, "norms", "2 or 4")
+        for name in ("recompute", "init_by_depth", "bias", "norm_between_loops", "attention_float32"):
+            _require(isinstance(getattr(self, name), bool), self, name, "true or false")
         if self.read_out_every is not None:
             _require_counts(self, "read_out_every")
             fits = self.loops == 1 and not self.recompute and self.layers % self.read_out_every == 0

@@ -14,12 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ouro_lab.model.attention import Mask, Rope, attention_mask, fastest_backend, rope_tables
 from ouro_lab.model.config import ModelConfig
-from ouro_lab.model.layers import Layer, RMSNorm
+from ouro_lab.model.layers import NORMS, Layer
 from ouro_lab.model.varlen import obstacle
+
+BRANCH_ENDS = {  # by norms per layer: the parameters that scale what attention and MLP add to the stream
+    2: ("self_attn.o_proj.weight", "mlp.down_proj.weight"),
+    4: ("input_layernorm_2.weight", "post_attention_layernorm_2.weight"),
+}
 
 
 class LoopState(NamedTuple):
-    """What one loop makes: the normed state that the head, the gate and the next loop all read."""
+    """What one loop makes: the normed state that the head and the gate read, and by default the next loop too."""
 
     hidden: Tensor  # [B, S, d]
     gate_logit: Tensor | None  # [B, S]; the hazard is its sigmoid
@@ -28,8 +33,9 @@ class LoopState(NamedTuple):
 class LoopedTransformer(nn.Module):
     """Ouro's forward pass, as released: embed once; per loop the stack, then the shared final norm.
 
-    The *normed* state enters the next loop. No input re-injection, no loop embedding, positions the same in every
-    loop. `loops=1` is the plain transformer. Source: paper §3.1 and the released modelling code.
+    The *normed* state enters the next loop; with `norm_between_loops=False` the stack's own, which the paper's text
+    allows too. No input re-injection, no loop embedding, positions the same in every loop. `loops=1` is the plain
+    transformer. Source: paper §3.1 and the released modelling code.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -39,7 +45,7 @@ class LoopedTransformer(nn.Module):
         self.settled: dict[str, str] = {}  # attention backend per (dtype, length, documents), where it was measured
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = NORMS[config.norm](config.width, config.norm_eps)
         self.early_exit_gate = nn.Linear(config.width, 1) if config.gate else None
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
 
@@ -77,7 +83,7 @@ class LoopedTransformer(nn.Module):
             again = self.config.recompute and loop < loops and torch.is_grad_enabled()
             run = partial(_recomputed, self) if again else self.loop
             x = run(x, rope, mask, documents is None, backend)
-            yield self._state(x)
+            yield self._state(x if self.config.norm_between_loops else self._normed(x))
 
     def _read_outs(
         self, count: int, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str
@@ -88,8 +94,7 @@ class LoopedTransformer(nn.Module):
             with _casts_of_its_own(x):
                 for layer in self.layers[depth : depth + every]:
                     x = layer(x, rope, mask, causal, backend)
-                hidden = self.norm(x)
-            yield self._state(hidden)
+            yield self._state(self._normed(x))
 
     def _state(self, hidden: Tensor) -> LoopState:
         if self.early_exit_gate is None:
@@ -98,10 +103,14 @@ class LoopedTransformer(nn.Module):
             return LoopState(hidden, self.early_exit_gate(hidden).squeeze(-1))
 
     def loop(self, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str) -> Tensor:
-        """The stack once, and the final norm: [B, S, d] to [B, S, d]."""
+        """The stack once, and the final norm if the next loop reads through it: [B, S, d] to [B, S, d]."""
         with _casts_of_its_own(x):
             for layer in self.layers:
                 x = layer(x, rope, mask, causal, backend)
+            return self.norm(x) if self.config.norm_between_loops else x
+
+    def _normed(self, x: Tensor) -> Tensor:
+        with _casts_of_its_own(x):
             return self.norm(x)
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None, loops: int | None = None) -> Tensor:
@@ -110,17 +119,20 @@ class LoopedTransformer(nn.Module):
         return F.linear(last.hidden, self.head_weight)
 
     def initialise(self, seed: int) -> None:
-        """Normal(0, init_std) weights, unit norms, zero gate bias, each a function of (seed, parameter name) only.
+        """Normal(0, init_std) weights, unit norms, zero biases, each a function of (seed, parameter name) only.
 
-        So arms of one seed share every weight whose name and shape they share.
+        So arms of one seed share every weight whose name and shape they share. With `init_by_depth` a branch's last
+        matrix is scaled (GPT-2); where a norm follows, which would undo that, the norm's gain is.
         """
+        factor = (2 * self.config.effective_depth) ** -0.5 if self.config.init_by_depth else 1.0
         for name, parameter in self.named_parameters():
+            scale = factor if name.endswith(BRANCH_ENDS[self.config.norms]) else 1.0
             if parameter.dim() < 2:
-                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else scale)
             else:
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-                drawn = torch.empty(parameter.shape).normal_(0.0, self.config.init_std, generator=generator)
+                drawn = torch.empty(parameter.shape).normal_(0.0, scale * self.config.init_std, generator=generator)
                 parameter.data.copy_(drawn)
 
     def _backend(self, x: Tensor, documents: bool) -> str:
@@ -129,7 +141,8 @@ class LoopedTransformer(nn.Module):
             return chosen
         if device == "meta":
             return "plain"
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        narrow = torch.is_autocast_enabled(device) and not self.config.attention_float32
+        dtype = torch.get_autocast_dtype(device) if narrow else x.dtype
         if chosen == "flash_varlen":
             return self._checked_varlen(device, dtype) if documents else "sdpa"
         key = f"{dtype} S{x.shape[1]} documents={documents}"

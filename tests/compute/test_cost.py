@@ -16,6 +16,7 @@ from ouro_lab.objectives import LastLoop, StageOne
 OURO = ModelConfig(vocab_size=49_152, layers=24, loops=4, width=2048, heads=16, ffn_width=5632, gate=True)
 SHAPE = {"vocab_size": 96, "layers": 2, "loops": 3, "width": 64, "heads": 4, "attention": "plain"}
 SMALL = ModelConfig(**SHAPE)
+GPT2 = {"norms": 2, "norm": "layer", "mlp": "gelu", "bias": True}
 
 
 def variant(**changes: Any) -> ModelConfig:
@@ -34,8 +35,10 @@ def test_ouro_1_4b_is_counted_to_the_last_parameter():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 1])
-def test_parameters_are_those_of_the_module(tied, gate, kv_heads):
-    config = variant(tie_embeddings=tied, gate=gate, kv_heads=kv_heads)
+@pytest.mark.parametrize("block", ["ouro", "gpt2", "biased"])
+def test_parameters_are_those_of_the_module(tied, gate, kv_heads, block):
+    blocks = {"ouro": {}, "gpt2": GPT2, "biased": {"bias": True, "norms": 2}}
+    config = variant(tie_embeddings=tied, gate=gate, kv_heads=kv_heads, **blocks[block])
     with torch.device("meta"):
         model = LoopedTransformer(config)
     stored = stored_parameters(config)
@@ -90,6 +93,9 @@ VARIANTS = {
     "gate_once": {"gate": True, "loops": 1},
     "ffn": {"ffn_width": 100},
     "read_outs": {"layers": 6, "loops": 1, "read_out_every": 2, "gate": True},
+    "two_norms": {"norms": 2, "norm_between_loops": False},
+    "gpt2": GPT2,
+    "biased_swiglu": {"bias": True, "kv_heads": 2},
 }
 
 
@@ -136,6 +142,9 @@ def test_key_value_cache():
 CHANGES = [{}, {"loops": 1}, {"attention": "sdpa"}, {"width": 128}, {"kv_heads": 2}, {"gate": True}]
 CHANGES += [{"recompute": True, "loops": 8}, {"recompute": True, "gate": True}]
 CHANGES += [{"layers": 6, "loops": 1, "read_out_every": 2, "gate": True}]
+CHANGES += [{"norms": 2}, GPT2, GPT2 | {"layers": 6, "loops": 1, "read_out_every": 2, "gate": True}]
+CHANGES += [{"norm_between_loops": False} | more for more in ({}, {"gate": True}, {"gate": True, "recompute": True})]
+CHANGES += [GPT2 | {"norm_between_loops": False, "recompute": True, "loops": 8}]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)

@@ -74,6 +74,27 @@ def test_an_epoch_is_a_permutation_given_by_seed_and_epoch() -> None:
     assert late.tolist() == [orders[1, 1][3], orders[1, 0][9]]
 
 
+def test_a_part_of_the_rows_is_repeated_in_every_epoch_whatever_the_seed() -> None:
+    rows = PackedRows(np.arange(101, dtype=np.uint16), 10, eos=200, mask_documents=False)
+    orders = []
+    for seed in (1, 2):
+        read = ShuffledRows(rows, seed, count=4).read(np.arange(8))["tokens"][:, 0].tolist()
+        assert sorted(read[:4]) == sorted(read[4:]) == [0, 20, 50, 70]  # spread over the stream
+        orders.append(read)
+    assert orders[0] != orders[1]
+    every = np.arange(20)
+    assert (ShuffledRows(rows, 1, count=10).read(every)["tokens"] == ShuffledRows(rows, 1).read(every)["tokens"]).all()
+
+
+def test_unique_tokens_are_those_asked_for(folder: Path) -> None:
+    data = made(folder, train_tokens=512)
+    data.prepare_data()
+    seen = {row.tobytes() for row in data.read_train(np.arange(200))["tokens"]}
+    assert len(seen) == 512 // 32
+    with pytest.raises(ValueError, match=r"^train_tokens = 10000000: must be at most \d+, what "):
+        made(folder, train_tokens=10_000_000).prepare_data()
+
+
 def test_capped_sets_are_spread_over_the_split(folder: Path) -> None:
     whole, capped = made(folder), made(folder, test_tokens=96)
     assert (whole.evaluation_size("test"), capped.evaluation_size("test")) == (whole.rows["test"].all, 3)
