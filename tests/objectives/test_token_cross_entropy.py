@@ -179,6 +179,20 @@ def test_autocast_stays_near_float32_and_returns_it(dtype: torch.dtype, toleranc
         assert (a - b).norm() / b.norm() < tolerance
 
 
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
+def test_blocks_of_classes_and_of_rows_change_no_number(low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = given(torch.float32, rows=64)
+    found = []
+    for block, elements in ((10_000, 1 << 21), (3, 2 * weight.shape[0])):  # in one piece; three classes, two rows
+        monkeypatch.setattr(cross_entropy, "BLOCK", block)
+        monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", elements)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            sum_ = total(hidden, weight, targets, 64)
+        found.append((sum_.detach(), *torch.autograd.grad(sum_, (hidden, weight))))
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=1e-3 if low else 1e-5, atol=1e-6)
+
+
 def test_float64_is_not_touched_by_autocast() -> None:
     hidden, weight, targets = given()
     with torch.autocast("cpu", dtype=torch.bfloat16):
