@@ -1,5 +1,7 @@
 """The datamodules of docs/design.md's contract: what `TaskData` and `TextData` share, and `TaskData`."""
 
+from abc import ABC, abstractmethod
+
 import lightning as L
 from torch.utils.data import DataLoader
 
@@ -9,7 +11,7 @@ from ouro_lab.data.sampler import Batch, EvaluationBatches, MicroBatches, Slice,
 from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL, Arrays, Floors, Task, check_range
 
 
-class OrderedData(L.LightningDataModule):
+class OrderedData(L.LightningDataModule, ABC):
     """Training data in the order rule of `sampler`, evaluation data as fixed sets. A subclass reads samples.
 
     batch_size: sequences per optimiser step over all ranks and micro-batches. seed: the run's; it orders the training
@@ -31,20 +33,20 @@ class OrderedData(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.workers = int(seed), workers
 
+    @abstractmethod
     def read_train(self, indices: Ints) -> Arrays:
         """The global training samples `indices` of this run's seed."""
-        raise NotImplementedError
 
-    def read_evaluation(self, split: str, indices: Ints) -> Arrays:
-        raise NotImplementedError
+    @abstractmethod
+    def read_evaluation(self, split: str, indices: Ints) -> Arrays: ...
 
+    @abstractmethod
     def evaluation_size(self, split: str) -> int:
         """Sequences of a fixed set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def floors(self) -> Floors:
         """Per metric what a model without the ability scores, and what that model is."""
-        raise NotImplementedError
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ The loss is of all tokens. Evaluation is on the people trained on: their names a
 """
 
 import math
+from abc import ABC, abstractmethod
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +21,7 @@ from ouro_lab.evaluation.capacity import NAME, Term, bio_d_terms
 LISTED = 1 << 20  # a space up to this size is shuffled whole, a larger one drawn from until enough are distinct
 
 
-class Capo:
+class Capo(ABC):
     """People and their exposures. A subclass has their facts and words.
 
     population: which people; not the run's seed, so that every run of a study learns the same facts.
@@ -70,9 +71,9 @@ class Capo:
         what = "most common value of each attribute, whoever it is, and of a string given its earlier tokens"
         return {"accuracy": {"value": hits / self.values.size, "what": what}}
 
+    @abstractmethod
     def write(self, person: Ints, words: Bits, split: str) -> Arrays:
         """The biographies of `person` [B], by random words [B, draws]."""
-        raise NotImplementedError
 
     def _arrays(self, tokens: Ints, part: Ints) -> Arrays:
         """Shifted to input and targets, from whole rows [B, S + 1] and the part that each token is of."""

@@ -1,5 +1,6 @@
 """Questions that follow a chain of facts, facts always among the training data: what multi-hop tasks share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def join(parts: Sequence[Chains]) -> Chains:
 Pools = Mapping[str, Mapping[str, Chains]]  # split → group → the group's questions, each once
 
 
-class ChainTask:
+class ChainTask(ABC):
     """A task over fixed pools of chains; what the pools hold decides what is in training and what is not.
 
     name: of its random streams. pools: for `train` the facts first, then questions, in groups named `seen_…`; for
@@ -119,9 +120,9 @@ class ChainTask:
             self._floors = {"accuracy": highest, **found}
         return self._floors
 
+    @abstractmethod
     def _questions(self) -> dict[str, tuple[Chains, Ints]]:
         """Per held-out group the questions that majorities are over, and which rows of them are measured."""
-        raise NotImplementedError
 
     def _is_fact(self, indices: Ints) -> NDArray[np.bool_]:
         return np.floor((indices + 1) * self.share) > np.floor(indices * self.share)
