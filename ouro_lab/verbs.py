@@ -97,10 +97,19 @@ def list_studies() -> int:
             state = ", ".join(f"{count} {what}" for what, count in counts.items())
         except (ConfigError, ValueError) as error:  # what it would cost is known also where its rates are not
             state = str(error)
-        evidence = " · evidence committed" if (RESULTS / name / "evidence.json").exists() else ""
+        evidence = _evidence_state(study)
         claim = ", ".join(study.definition.claim) or "none"
         print(f"{name}\n  {study.definition.question}\n  claim {claim} · {minutes} here · {state}{evidence}\n")
     return 0
+
+
+def _evidence_state(study: Study) -> str:
+    """Whether evidence is committed, and whether it is of the study as its file says today."""
+    stamp = records.read_json(RESULTS / study.name / "evidence.json")
+    if stamp is None:
+        return ""
+    same = stamp["hash"] == study.hash
+    return " · evidence committed" if same else " · evidence committed, of an earlier version of the study"
 
 
 def status(name: str, overrides: Sequence[str] = ()) -> int:
