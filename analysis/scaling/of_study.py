@@ -20,9 +20,9 @@ from analysis.style import FORMATS
 
 DRAWS = 300
 NOTE = (
-    "Fitted by variable projection to the test loss of finished runs, all weighing the same; intervals by bootstrap over "
-    "runs. Loop term: what it takes off the error (RMS of log loss) on the largest size and the largest depth, held out; "
-    "it counts only where both intervals lie above 0. AIC compares laws of the same points."
+    "Fitted by variable projection to the test loss of finished runs, all weighing the same; intervals by bootstrap "
+    "over runs. Loop term: what it takes off the error (RMS of log loss) on the largest size and the largest depth, "
+    "held out; it counts only where both intervals lie above 0. AIC compares laws of the same points."
 )
 
 
