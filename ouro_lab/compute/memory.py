@@ -35,6 +35,14 @@ def activation_bytes(
     return batch * length * (per_token * element_bytes + ids)
 
 
+def gate_activation_bytes(config: ModelConfig, length: int, batch: int, gates: int, element_bytes: int = 4) -> float:
+    """What autograd keeps where the exit gate alone trains: d per state, which the gate reads, and of each of `gates`
+    terms five numbers (label and its complement, the logit and its negative, the log of each probability's slope).
+    """
+    per_token = config.states * config.width + 6 * gates
+    return batch * length * (per_token * element_bytes + 2 * 8)
+
+
 def kv_bytes_per_token(config: ModelConfig, slots: int | None = None, element_bytes: int = 2) -> int:
     """Keys and values that one token of context holds while decoding; Ouro-1.4B in bf16: 768 KiB.
 
