@@ -79,20 +79,21 @@ class StageTwo:
                 raise ValueError("objective: needs an exit gate, but the backbone yields no gate logits")
             losses.append(token_cross_entropy(state.hidden, head_weight, targets))
             gates.append(state.gate_logit.to(losses[-1].dtype))
-        mean, by_loop, logits = Mean(targets, denominator), torch.stack(losses), torch.stack(gates)  # [T, B, S]
+        terms = self.terms(len(gates))
+        mean, by_loop = Mean(targets, denominator), torch.stack(losses)  # [T, B, S]
         labels = self._labels(by_loop)  # [terms, B, S]
-        each = self._each(labels, logits)
-        depth = torch.arange(1, len(gates) + 1, device=logits.device).view(-1, 1, 1)
+        each = _binary_cross_entropy(labels, torch.stack([gates[t - 1] for t in terms]))
         metrics = {f"loss_loop{t}": mean(loss) for t, loss in enumerate(by_loop, start=1)}
-        for place, t in enumerate(self.terms(len(gates))):
-            metrics[f"gate_loss_loop{t}"] = mean(each[place].detach())
-            metrics[f"label_loop{t}"] = mean(labels[place])
-        metrics["exit_loop_mean"] = mean((depth * exit_distribution(logits.detach()).exp()).sum(0))
+        for t, loss, label in zip(terms, each.detach(), labels, strict=True):
+            metrics |= {f"gate_loss_loop{t}": mean(loss), f"label_loop{t}": mean(label)}
+        metrics["exit_loop_mean"] = mean(_exit_loop(gates))
         return mean(self._total(each, len(gates))), metrics
 
     def token_loss(self, losses: Tensor, gate_logits: Tensor) -> Tensor:
         """The objective of every token [B, S], from cross-entropies and gate logits [T, B, S]."""
-        return self._total(self._each(self._labels(losses), gate_logits), len(losses))
+        terms = self.terms(len(losses))
+        each = _binary_cross_entropy(self._labels(losses), gate_logits[terms.start - 1 : terms.stop - 1])
+        return self._total(each, len(losses))
 
     def _labels(self, losses: Tensor) -> Tensor:
         """w [terms, B, S] from cross-entropies [T, B, S]."""
@@ -101,11 +102,16 @@ class StageTwo:
         start = self.first - (2 if self.label == "backward" else 1)
         return torch.sigmoid(self.k * (gain[start:] - self.gamma))
 
-    def _each(self, labels: Tensor, gate_logits: Tensor) -> Tensor:
-        """Binary cross-entropy [terms, B, S]; log(1 − λ) = logsigmoid(−g) is finite wherever the gate saturates."""
-        terms = self.terms(len(gate_logits))
-        logits = gate_logits[terms.start - 1 : terms.stop - 1]
-        return -(labels * F.logsigmoid(-logits) + (1 - labels) * F.logsigmoid(logits))
-
     def _total(self, each: Tensor, loops: int) -> Tensor:
         return each.sum(0) / (loops if self.divisor == "loops" else len(each))
+
+
+def _binary_cross_entropy(labels: Tensor, gate_logits: Tensor) -> Tensor:
+    """Of 1 − λ against w, both [terms, B, S]; log(1 − λ) = logsigmoid(−g) is finite wherever the gate saturates."""
+    return -(labels * F.logsigmoid(-gate_logits) + (1 - labels) * F.logsigmoid(gate_logits))
+
+
+def _exit_loop(gates: list[Tensor]) -> Tensor:
+    """Σ_t t·p_t of every token [B, S]."""
+    p = exit_distribution(torch.stack(gates).detach()).exp()  # [T, B, S]
+    return (p * torch.arange(1, len(gates) + 1, device=p.device).view(-1, 1, 1)).sum(0)
