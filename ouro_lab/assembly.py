@@ -14,7 +14,6 @@ from ouro_lab.compute.solver import Looped
 from ouro_lab.config import ConfigError, build, plain
 from ouro_lab.model import ModelConfig
 
-
 DEEDS = ("fit", "evaluate")
 OF_GATES = ("exit_loop_mean", "gate_loss")  # metrics of objectives with a gate
 
@@ -63,7 +62,7 @@ def trained_part(cfg: DictConfig, objective: Any) -> str:
     if cfg.do not in DEEDS:
         raise ConfigError(f"do = {cfg.do}: must be {' or '.join(DEEDS)}")
     if objective.trains == "gate" and cfg.init_from is None:
-        raise ConfigError("init_from: missing; the objective trains the exit gate alone, so a trained model must be given")
+        raise ConfigError("init_from: missing; the objective trains the exit gate alone, on a trained model")
     return "nothing" if cfg.do == "evaluate" else objective.trains
 
 

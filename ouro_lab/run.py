@@ -187,7 +187,6 @@ class Session:
         return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks, **settled)
 
 
-
 def facts(parts: Any) -> dict[str, Any]:
     """What record.json says of the run's parts, values left at their defaults included."""
     backbone = getattr(parts.backbone, "config", None)

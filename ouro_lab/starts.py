@@ -1,4 +1,4 @@
-"""Where a run's weights come from: `init_from` names a checkpoint, a trunk folder, a run, or an arm of another study."""
+"""Where a run's weights come from: `init_from` names a checkpoint, a trunk folder, a run, or another study's arm."""
 
 import hashlib
 from collections.abc import Mapping

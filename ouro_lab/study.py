@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
-from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain
+from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain, plain_unresolved
 from ouro_lab.definition import Arm, parse
 from ouro_lab.rates import Rate, Sweep
 from ouro_lab.starts import Start, find
@@ -105,8 +105,8 @@ class Study:
 
     @cached_property
     def hash(self) -> str:
-        """Of all that the verdict depends on: arms, seeds, rates, contrasts, rules, budgets, the weights that arms start
-        from; no words, no results.
+        """Of all that the verdict depends on: arms, seeds, rates, contrasts, rules, budgets, the weights that runs
+        start from; no words, no results.
         """
         arms = {name: config_of(cfg) for name, cfg in self.arm_configs.items()}
         block = _less_words(plain(self.config.study))
@@ -119,9 +119,10 @@ class Study:
         """All runs that the study yields today; those of an arm's seeds once its learning rate is known."""
         runs: dict[str, Run] = {}
         for arm in self.definition.arms:
-            if self.sweeps(arm):
+            block = self.definition.lr
+            if block is not None and self.sweeps(arm):
                 for lr in self.sweep(arm).grid:
-                    for seed in self.definition.lr.seeds:
+                    for seed in block.seeds:
                         run = self.run(arm, lr, seed, "lr")
                         runs.setdefault(run.id, run)
             rate = self.rate(arm)
@@ -246,7 +247,7 @@ def config_hash(config: dict[str, Any], start: Start | None = None) -> str:
 
 def _block(node: DictConfig) -> dict[str, Any]:
     """The study's own block. What an arm interpolates, as ${seed}, is a run's affair and stays as it is written."""
-    block, written = plain(node), OmegaConf.to_container(node, resolve=False)
+    block, written = plain(node), plain_unresolved(node)
     for name, arm in (block.get("arms") or {}).items():
         as_written = written["arms"][name]
         if isinstance(arm, list):

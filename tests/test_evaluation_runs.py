@@ -1,16 +1,18 @@
-"""Runs that train nothing, and what is asked of a final model: alone, after training, and in a study from end to end."""
+"""Runs that train nothing, and what is asked of a final model: alone, after training, in a study from end to end."""
+
+from types import SimpleNamespace
 
 import pytest
 from tests_support import BARE, TINY
 
-from analysis import power, runs
+from analysis import power, runs, wording
 from ouro_lab import __main__ as entry
 from ouro_lab import estimate, launch, records, verbs
 from ouro_lab import run as run_module
 from ouro_lab.check import check
 from ouro_lab.compute.cost import forward_flops
 from ouro_lab.config import ConfigError
-from ouro_lab.study import Run, Study
+from ouro_lab.study import Study
 
 ASK = "evaluation._target_=tests_support.Agreement"
 SOURCE = "init_from={study: p_hop_quick, arm: looped}"
@@ -83,6 +85,14 @@ def test_an_evaluation_after_training_joins_the_final_metrics_and_must_answer_wh
     assert records.read_state(other.directory)["state"] == "failed"
 
 
+def test_the_scope_of_a_verdict_counts_the_tokens_that_taught_the_model():
+    sizes = {"fit": (2e6, 9), "judge": (5e3, 0)}
+    costs = {arm: {"parameters": 1e5, "tokens": tokens, "steps": steps} for arm, (tokens, steps) in sizes.items()}
+    known = {"arms": {arm: {"cost": cost} for arm, cost in costs.items()}, "scope": {"trunk_tokens": 8e6}}
+    said = {arm: wording.scope(known, SimpleNamespace(arm=arm)) for arm in sizes}
+    assert said == {"fit": "100k parameters, 10.0M tokens", "judge": "100k parameters, 8.0M tokens"}
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """SMOKE=1, and every run in this process."""
@@ -108,7 +118,8 @@ def test_a_study_over_the_trunks_of_another_from_end_to_end(quick, capsys, monke
     known = records.read_json(records.runs_root() / "p_hop" / "study.json")
     judged, gate = known["arms"]["as_it_is"], known["arms"]["gate"]
     assert (judged["lr"], judged["lr_status"], judged["lr_matched"]) == (None, "nothing is trained", True)
-    assert judged["cost"]["flops_per_token"] < gate["cost"]["flops_per_token"] < 1.01 * judged["cost"]["flops_per_token"]
+    each = [arm["cost"]["flops_per_token"] for arm in (judged, gate)]
+    assert each[0] < each[1] < 1.01 * each[0]
 
     result = runs.load("p_hop")
     assert set(result.runs["state"]) == {"done"}

@@ -84,7 +84,8 @@ def test_the_digest_is_of_content_and_not_of_place(tmp_path):
 
 
 def one_arm(*overrides: str, arm: str = "'backbone=looped'") -> Study:
-    return Study("p_hop", [*(item for item in TINY if "contrasts" not in item), *BARE, f"+study.arms={{one: [{arm}]}}", *overrides])
+    tiny = [item for item in TINY if "contrasts" not in item]
+    return Study("p_hop", [*tiny, *BARE, f"+study.arms={{one: [{arm}]}}", *overrides])
 
 
 def test_a_changed_trunk_changes_the_runs_and_the_studys_hash(tmp_path):

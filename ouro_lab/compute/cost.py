@@ -148,9 +148,7 @@ def frozen_cost(config: ModelConfig, length: int, batch: int = 1, gates: int = 0
     the model is evaluated. `length` and `batch` as in `training_cost`.
     """
     slopes = Flops(body=0, attention=0, head=0, gate=2 * config.width * gates)
-    causal, full = (
-        forward_flops(config, length, None, convention).plus(slopes) for convention in CONVENTIONS
-    )
+    causal, full = (forward_flops(config, length, None, convention).plus(slopes) for convention in CONVENTIONS)
     stored = stored_parameters(config)
     return Cost(
         parameters=stored,

@@ -25,9 +25,7 @@ class Objective(Protocol):
     def supervised_loops(self, loops: int) -> int: ...
 
 
-def measured_cost(
-    backbone: Any, vocab_size: int, length: int, objective: Objective, backward: bool = True
-) -> Cost:
+def measured_cost(backbone: Any, vocab_size: int, length: int, objective: Objective, backward: bool = True) -> Cost:
     """Cost of training a user's own backbone, an nn.Module by the contract in docs/design.md, one sequence at a time.
 
     In the counter's conventions: matrix products only, attention as the full square (plain-math kernels are forced, as

@@ -22,9 +22,8 @@ class StageTwo:
     """Binary cross-entropy between the predicted continuation 1 − λ_t and a label, per token.
 
     Improvement I_t = max(0, L_{t−1} − L_t) of the detached token losses, label w_t = σ(k·(I_t − γ)), and
-    (1/T)·Σ_{t=2..T} −[w_t·log(1 − λ_t) + (1 − w_t)·log λ_t]. Without an improvement w is σ(−k·γ) = 0.438, not the 0 that
-    the paper's text speaks of. λ_1 has no term, so the first gate keeps what Stage I left it, and λ_T has one although
-    no exit distribution uses it.
+    (1/T)·Σ_{t=2..T} −[w_t·log(1 − λ_t) + (1 − w_t)·log λ_t]. Without an improvement w is σ(−k·γ) = 0.438, not the 0
+    that the paper's text speaks of. λ_1 has no term, and λ_T has one although no exit distribution uses it.
 
     k, gamma: slope per nat and threshold in nats, the paper's values. clip: false lets a loss that rises pull w further
     down. label: `backward`, as printed, judges loop t by what it gained on t − 1; `forward` by what t + 1 will gain, so
@@ -67,7 +66,7 @@ class StageTwo:
         """
         last = loops if self.label == "backward" else loops - 1
         if self.first > last:
-            raise ValueError(f"objective.first = {self.first}: no gate to train; {self.label} labels end at loop {last}")
+            raise ValueError(f"objective.first = {self.first}: nothing to train, {self.label} labels end at {last}")
         return range(self.first, last + 1)
 
     def __call__(

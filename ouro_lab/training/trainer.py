@@ -29,7 +29,8 @@ def build(
 ) -> L.Trainer:
     """A trainer for `steps` optimiser steps that validates and checkpoints every `val_every` of them, two kept.
 
-    steps: 0 where nothing is trained. accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
+    steps: 0 where nothing is trained.
+    accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
     precision, compile: `auto` of a config is settled before, in `execution.settle`.
     clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
     """

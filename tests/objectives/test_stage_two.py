@@ -158,7 +158,7 @@ def test_bad_options_name_the_field(options: dict, message: str) -> None:
 @pytest.mark.parametrize(("label", "loops"), [("backward", 1), ("forward", 2)])
 def test_too_few_loops_are_refused(label: str, loops: int, case: Callable) -> None:
     given = case(loops)
-    with pytest.raises(ValueError, match=r"objective.first = 2: no gate to train; .* labels end at loop 1"):
+    with pytest.raises(ValueError, match=r"objective.first = 2: nothing to train, .* labels end at 1"):
         StageTwo(label=label)(given.states(), given.head, given.targets)
 
 
