@@ -9,10 +9,10 @@ from typing import Any
 
 from ouro_lab import cut, estimate, records, tracking
 from ouro_lab.assembly import Parts, looped_of
-from ouro_lab.check import check, command, match_table, register, save
+from ouro_lab.check import check, check_starts, command, match_table, register, save
 from ouro_lab.compute.solver import Arm, solve_all
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
-from ouro_lab.progress import StudyProgress
+from ouro_lab.progress import StudyProgress, how_far
 from ouro_lab.run import first_line
 from ouro_lab.study import RESULTS, Run, Study, study_here
 from ouro_lab.training.callbacks import clock
@@ -119,9 +119,9 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     runs = study.expand()
     counts = Counter(run.state for run in runs)
     for run in runs:
-        step = records.last_step(run.directory / "metrics.jsonl")
+        step, steps = records.last_step(run.directory / "metrics.jsonl"), parts[run.arm].cost["steps"]
         reason = (records.read_state(run.directory) or {}).get("reason") or ""
-        print(f"  {run.state:9s} {run.id:48s} step {step}/{parts[run.arm].cost['steps']}  {reason}")
+        print(f"  {run.state:9s} {run.id:48s} step {how_far(run, step, steps)}  {reason}")
     for stale in study.stale():
         print(f"  stale     {stale}")
     waiting = [run for run in runs if run.state in ("to do", "running")]
@@ -179,7 +179,7 @@ def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Part
     """The study, cut down where that is asked for, and its parts; refuses what cannot run, and writes nothing."""
     parts = check(study)
     build(study.config.launcher, "launcher")
-    study.expand()
+    check_starts(study, parts)
     lines: list[str] = []
     if minutes:
         study, lines = _within(study, parts, minutes)
