@@ -8,6 +8,7 @@ after loop T for every rule, so that all curves span the same depths.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from ouro_lab.evaluation.oracle import oracle_frontier
 from ouro_lab.evaluation.passes import Backbone, Data
-from ouro_lab.evaluation.trajectory import PER, Trajectory, trajectory
-from ouro_lab.inference.exits import ThresholdRule
+from ouro_lab.evaluation.trajectory import PER, RULES, Trajectory, trajectory
+from ouro_lab.inference.exits import RandomExit, StaticDepth, ThresholdRule
 
 Floats = NDArray[np.float64]
 
@@ -64,6 +65,15 @@ class Curve:
         """By interpolation; the nearest end's outside."""
         return float(np.interp(loops, self.loops, self.qualities[quality]))
 
+    def points(self) -> list[dict[str, float]]:
+        columns = {"loops": self.loops, **self.qualities}
+        return [{name: float(column[i]) for name, column in columns.items()} for i in range(len(self.loops))]
+
+    def thinned(self, count: int) -> "Curve":
+        """At `count` even depths: an oracle's has a corner per token."""
+        loops = np.linspace(self.loops[0], self.loops[-1], count)
+        return Curve(loops, {name: np.interp(loops, self.loops, values) for name, values in self.qualities.items()})
+
     def area(self, quality: str, low: float, high: float) -> float:
         """The mean quality over mean depths from `low` to `high`."""
         inside = self.loops[(self.loops > low) & (self.loops < high)]
@@ -105,6 +115,28 @@ def oracle_curve(found: Trajectory, per: str = "token") -> Curve:
     if found.bytes is not None:
         qualities["bits_per_byte"] = values * len(found.target) / math.log(2) / float(found.bytes.sum())
     return Curve(depths, qualities)
+
+
+def pareto_table(
+    backbone: Backbone,
+    data: Data,
+    split: str,
+    rules: Sequence[ThresholdRule] | None = None,
+    points: int = 33,
+    per: str = "token",
+) -> list[dict[str, Any]]:
+    """Rows of `policy`, `loops` and the qualities: a curve per rule, then `static` (the random control) and `oracle`.
+
+    rules: at most one of a family, and one of each by default; the two that `static` stands for are left out.
+    Thresholds come from validation.
+    """
+    found = trajectory(backbone, data, split, rules=rules)
+    chosen_on = found if split == "val" else trajectory(backbone, data, "val", rules=rules)
+    compared = [rule for rule in rules or RULES if rule.family in found.statistics]
+    compared = [rule for rule in compared if not isinstance(rule, StaticDepth | RandomExit)]
+    curves = {r.family: rule_curve(found, threshold_grid(r, chosen_on, points), per) for r in compared}
+    curves |= {"static": random_curve(found), "oracle": oracle_curve(found, per).thinned(points)}
+    return [{"policy": policy, **point} for policy, curve in curves.items() for point in curve.points()]
 
 
 @dataclass(frozen=True)

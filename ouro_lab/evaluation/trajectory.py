@@ -4,7 +4,7 @@ A rule's statistic is measured by the rule's own code, on the `LoopView` that ge
 then cost nothing: `Trajectory.exit_loops` applies `passes` to the table.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ class Trajectory:
 
 
 def trajectory(
-    backbone: Backbone, data: Data, split: str, loops: int | None = None, rules: Iterable[ThresholdRule] | None = None
+    backbone: Backbone, data: Data, split: str, loops: int | None = None, rules: Sequence[ThresholdRule] | None = None
 ) -> Trajectory:
     """Runs `backbone` over `split` ("val" or "test") of `data`.
 
@@ -140,7 +140,7 @@ def _read(
     scored: Tensor,
     facts: Mapping[str, Tensor],
     loops: int | None,
-    rules: Iterable[ThresholdRule] | None,
+    rules: Sequence[ThresholdRule] | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """`by_loop` and `statistics` of a batch."""
     made = list(loop_states(backbone, batch, loops))
@@ -159,7 +159,7 @@ def _read(
     return by_loop | ({} if gates is None else {"gate_logit": gates}), statistics
 
 
-def _usable(rules: Iterable[ThresholdRule] | None, gate: bool) -> tuple[ThresholdRule, ...]:
+def _usable(rules: Sequence[ThresholdRule] | None, gate: bool) -> tuple[ThresholdRule, ...]:
     if rules is None:
         return tuple(rule for rule in RULES if gate or not rule.needs_gate)
     rules = tuple(rules)

@@ -17,6 +17,7 @@ from ouro_lab.evaluation.exits import (
     curve_of,
     oracle_curve,
     outcome,
+    pareto_table,
     random_curve,
     rule_curve,
     threshold_grid,
@@ -224,3 +225,20 @@ def test_the_choice_makes_the_object() -> None:
     made = instantiate(OmegaConf.load(Path("conf/evaluation/exit_curve.yaml")))
     assert made == ExitCurve(QExit(0.5))
     assert isinstance(made.rule, ThresholdRule)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_table_has_a_curve_per_policy(gate: bool, text: TextData, backbone: Made) -> None:
+    text.prepare_data()
+    model = backbone(text.vocab_size, gate=gate)
+    rows = pareto_table(model, text, "test", points=5)
+    found = trajectory(model, text, "test", rules=())
+    by_policy = {policy: [row for row in rows if row["policy"] == policy] for policy in {r["policy"] for r in rows}}
+    assert len(by_policy) == (9 if gate else 8) - 2 + 2
+    assert (QExit(0.5).family in by_policy) == gate
+    assert [row["loops"] for row in by_policy["static"]] == [1, 2, 3]
+    for policy, points in by_policy.items():
+        assert all({"loss", "bits_per_byte"} <= set(point) for point in points)
+        depths, least = oracle_frontier(found.loss.numpy())
+        for point in points:
+            assert point["loss"] >= np.interp(point["loops"], depths, least) - 1e-9, policy
