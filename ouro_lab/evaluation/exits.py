@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ouro_lab.evaluation.oracle import oracle_frontier
 from ouro_lab.evaluation.passes import Backbone, Data
-from ouro_lab.evaluation.trajectory import PER, RULES, Trajectory, trajectory
+from ouro_lab.evaluation.trajectory import RULES, Trajectory, check_per, trajectory
 from ouro_lab.inference.exits import RandomExit, StaticDepth, ThresholdRule
 
 Floats = NDArray[np.float64]
@@ -157,8 +157,7 @@ class ExitCurve:
     per: str = "token"
 
     def __post_init__(self) -> None:
-        if self.per not in PER:
-            raise ValueError(f"evaluation.per = {self.per!r}: must be one of {', '.join(PER)}")
+        check_per("evaluation.per", self.per)
         if not isinstance(self.points, int) or self.points < 2:
             raise ValueError(f"evaluation.points = {self.points!r}: must be an integer ≥ 2")
 

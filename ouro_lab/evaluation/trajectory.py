@@ -52,6 +52,12 @@ RULES: tuple[ThresholdRule, ...] = (  # one of each family
 )
 
 
+def check_per(field: str, per: str) -> None:
+    """Raises: ValueError naming field, value and the valid ones."""
+    if per not in PER:
+        raise ValueError(f"{field} = {per!r}: must be one of {', '.join(PER)}")
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The N scored tokens of a split over R loops, on the CPU; scored is what the data's `accuracy` covers."""
@@ -90,7 +96,9 @@ class Trajectory:
         """The loop after which each token is read out, [N] int64 in 1 … T.
 
         per: `token`, or `sequence`: all tokens of a sequence exit where its last scored one does.
+        Raises: ValueError for another `per`, or a rule whose family was not measured.
         """
+        check_per("per", per)
         loop = torch.arange(1, self.trained + 1).unsqueeze(1)
         fires = rule.passes(self.statistic(rule)[: self.trained], loop)  # [T, N]
         fires[-1] = True
