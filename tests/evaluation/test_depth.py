@@ -171,3 +171,9 @@ def test_a_loop_that_is_not_there_is_named(echo: Callable[..., TaskData], backbo
 def test_the_choices_make_the_objects() -> None:
     assert instantiate(OmegaConf.load(Path("conf/evaluation/depth_sweep.yaml"))) == DepthSweep()
     assert instantiate(OmegaConf.load(Path("conf/evaluation/probes.yaml"))) == Probes("answer")
+
+
+def test_every_other_token_is_not_every_other_sequence(p_hop: TaskData, backbone: Made) -> None:
+    """One scored token a sequence, every second one taken: still half of those are held out."""
+    values = Probes("target", tokens=9)(backbone(p_hop.vocab_size), p_hop, "test")
+    assert 0 <= values["probe/chance"] <= 1
