@@ -60,7 +60,7 @@ class OuroConfig(PretrainedConfig):
         self.use_cache = use_cache
         self.layer_types = layer_types or ["full_attention"] * num_hidden_layers
         _refuse_what_is_not_computed(kwargs, rope_parameters or {}, self.layer_types)
-        self.hidden_act, self.attention_dropout, self.rope_scaling = "silu", 0.0, None
+        self.hidden_act, self.attention_dropout = "silu", 0.0
         self.use_sliding_window, self.sliding_window = False, None
         self.early_exit_threshold = 1.0
         rest = {name: value for name, value in kwargs.items() if name not in FIXED}

@@ -72,11 +72,8 @@ class OuroAttention(nn.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (linear(x).unflatten(-1, (-1, self.dim)).transpose(1, 2) for linear in projections)  # [B, heads, S, D]
         q, k = rotated(q, rope), rotated(k, rope)
-        seen = x.shape[1] if mask is None else mask.shape[-1]
         if cache is not None:
-            k, v = cache.update(k, v, slot)
-            if mask is not None and k.shape[2] != seen:
-                raise ValueError(f"past_key_values = {type(cache).__name__}: must be a cache that grows (DynamicCache)")
+            k, v = cache.update(k, v, slot)  # [B, heads, K, D]
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -271,8 +268,8 @@ def rotated(x: Tensor, rope: Rope) -> Tensor:
 
 def visible(attention_mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
     """Which of the K positions each query may see, [B or 1, 1, S, K]; None if only causality and no past forbid any."""
-    if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.shape[1] != past + x.shape[1]):
-        raise ValueError(f"attention_mask {list(attention_mask.shape)}: must be [B, {past + x.shape[1]}]")
+    if attention_mask is not None and attention_mask.shape != (x.shape[0], past + x.shape[1]):
+        raise ValueError(f"attention_mask {list(attention_mask.shape)}: must be {[x.shape[0], past + x.shape[1]]}")
     padded = attention_mask is not None and not bool(attention_mask.all())
     if not past and not padded:
         return None
@@ -287,6 +284,8 @@ def visible(attention_mask: Tensor | None, past: int, x: Tensor) -> Tensor | Non
 
 def make_room(cache: Any, slots: int) -> None:
     """T·L slots in a standard cache, which transformers makes for L layers where it knows the config."""
+    if getattr(cache, "is_compileable", False):
+        raise ValueError(f"past_key_values = {type(cache).__name__}: must be a cache that grows (DynamicCache)")
     if cache is None or not getattr(cache, "layers", None) or len(cache.layers) == slots:
         return
     if len(cache.layers) > slots or getattr(cache.layers[0], "is_initialized", False):
