@@ -45,7 +45,9 @@ class TokenizerFile(ByteLevel):
             raise ValueError(f"{self.where}: must be byte-level and without a normalizer, so that no byte is lost")
         largest = max([self.eos, *self.model.get_vocab().values()])
         if largest >= self.vocab_size:
-            raise ValueError(f"{self.where}: has the id {largest}: must be below the model's vocab_size {self.vocab_size}")
+            raise ValueError(
+                f"{self.where}: has the id {largest}: must be below the model's vocab_size {self.vocab_size}"
+            )
 
 
 def tokenizer_files(tokenizer: TextTokenizer) -> dict[str, str]:

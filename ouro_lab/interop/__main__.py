@@ -1,6 +1,7 @@
 """python -m ouro_lab.interop export RUN FOLDER [--dtype=bfloat16] [--max-shard-bytes=N] | show FOLDER"""
 
 import sys
+from typing import Any
 
 from ouro_lab.interop.trunk import Trunk, export_trunk, open_trunk
 from ouro_lab.interop.weights import DTYPES
@@ -44,8 +45,8 @@ def summary(trunk: Trunk) -> str:
     return "\n".join(lines + [f"{name}  {value:.6g}" for name, value in sorted(facts.get("metrics", {}).items())])
 
 
-def _options(words: list[str]) -> dict[str, str | int]:
-    options: dict[str, str | int] = {}
+def _options(words: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
         if name == "dtype" and value in DTYPES:

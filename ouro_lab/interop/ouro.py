@@ -112,7 +112,7 @@ def check_token_ids(config: Mapping[str, Any], files: Mapping[str, str]) -> None
     Early releases of Ouro-Thinking named 0, `<|endoftext|>`, where a turn ends with 2, `<|im_end|>`, and so never
     stopped.
     """
-    vocabulary = json.loads(files["tokenizer.json"]) if "tokenizer.json" in files else {"model": {"vocab": {}}}
+    vocabulary: dict[str, Any] = json.loads(files.get("tokenizer.json", '{"model": {"vocab": {}}}'))
     names = vocabulary["model"]["vocab"] | {t["content"]: t["id"] for t in vocabulary.get("added_tokens", [])}
     if names and max(names.values()) >= config["vocab_size"]:
         raise ValueError(f"tokenizer.json: its largest id is {max(names.values())}, vocab_size {config['vocab_size']}")

@@ -49,7 +49,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_ouro.OuroForCausalLM",
 }
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-OURO_BLOCK = {"norms": 4, "norm": "rms", "mlp": "swiglu", "bias": False, "norm_between_loops": True}
+OURO_BLOCK: dict[str, Any] = {"norms": 4, "norm": "rms", "mlp": "swiglu", "bias": False, "norm_between_loops": True}
 OURO_BLOCK |= {"read_out_every": None}
 OWN_OPTIONS = ("init_by_depth", "attention_float32", "attention", "recompute")  # in ouro_lab.json: no config of Ouro's
 
@@ -109,7 +109,8 @@ def _rope_base(content: Mapping[str, Any], where: str) -> float:
         if name not in valid or value != valid[name]:
             must = f"must be {valid[name]!r}" if name in valid else "unknown, so it may change the computation"
             raise ValueError(f"{where}: rope_parameters.{name} = {value!r}: {must}")
-    found = {content.get("rope_theta"), parameters.get("rope_theta")} - {None}
+    given = (content.get("rope_theta"), parameters.get("rope_theta"))
+    found = {float(base) for base in given if base is not None}
     if len(found) != 1:
         what = "rope_theta and rope_parameters.rope_theta disagree" if found else "lacks rope_theta"
         raise ValueError(f"{where}: {what}")

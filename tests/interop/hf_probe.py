@@ -1,6 +1,6 @@
 """Run by an interpreter that has transformers: opens exported folders and prints, as JSON, how far they are off.
 
-    python hf_probe.py FOLDER…        each of a released twin in float64, its shape in `twin.json` beside the weights
+Arguments: folders, each of a released twin in float64, its shape in `twin.json` beside the weights.
 """
 
 import json

@@ -200,7 +200,8 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(break_it, message: s
     [("norms", 2), ("norm", "layer"), ("mlp", "gelu"), ("bias", True), ("norm_between_loops", False)],
 )
 def test_a_block_that_is_not_ouros_is_not_exported(option: str, value: Any, tmp_path: Path) -> None:
-    model = LoopedTransformer(ModelConfig(**({"vocab_size": 13, "layers": 2, "width": 8, "heads": 2} | {option: value})))
+    shape = {"vocab_size": 13, "layers": 2, "width": 8, "heads": 2}
+    model = LoopedTransformer(ModelConfig(**shape, **{option: value}))
     with pytest.raises(ValueError, match=rf"backbone.{option} = {value!r}: Ouro's layout has no such block"):
         write_ouro(tmp_path / "a", model)
     deep = LoopedTransformer(ModelConfig(13, 2, width=8, heads=2, read_out_every=1))

@@ -8,7 +8,6 @@ import pytest
 import tokenizers
 import torch
 from tests_support import TINY
-from torch import Tensor
 
 from ouro_lab import records
 from ouro_lab.data.tokenizer import BPETokenizer, ByteTokenizer, SmolLM2Tokenizer, TextTokenizer

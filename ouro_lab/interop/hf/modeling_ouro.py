@@ -69,8 +69,8 @@ class OuroAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * self.dim, d, bias=False)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, cache: Any, slot: int) -> Tensor:
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (linear(x).unflatten(-1, (-1, self.dim)).transpose(1, 2) for linear in projections)  # [B, heads, S, D]
+        linears = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (linear(x).unflatten(-1, (-1, self.dim)).transpose(1, 2) for linear in linears)  # [B, heads, S, D]
         q, k = rotated(q, rope), rotated(k, rope)
         if cache is not None:
             k, v = cache.update(k, v, slot)  # [B, heads, K, D]
