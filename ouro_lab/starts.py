@@ -7,14 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ouro_lab import records
 from ouro_lab.config import ROOT, ConfigError, nearest
 
 if TYPE_CHECKING:
+    from ouro_lab.interop import Trunk
     from ouro_lab.study import Study
 
 GATE = "early_exit_gate."
@@ -41,7 +40,7 @@ class Start:
         from ouro_lab.training.checkpoint import backbone_weights, newest
 
         if _is_trunk(self.path):
-            return read_trunk(self.path)[0]
+            return dict(_opened(self.path).model.state_dict())
         path = self.path if self.path.is_file() else newest(self.path / "checkpoints")
         if path is None:
             raise ConfigError(f"init_from = {self.path}: has no checkpoint")
@@ -89,26 +88,9 @@ def find(init_from: str | Mapping[str, Any] | None, seed: int, study: str) -> St
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a trunk's weights or of a checkpoint file; of a file that has not changed it is made once."""
+    """SHA-256 of a trunk's weights or of any other file; of a file that has not changed it is made once."""
     files = [path] if path.is_file() else sorted(path.iterdir())
     return _digest(path, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
-
-
-def read_trunk(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Weights of a folder in the released layout by the backbone's names, and their digest.
-
-    Raises:
-        ConfigError: no weights there.
-    """
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise ConfigError(f"init_from = {folder}: has no model.safetensors")
-    weights = {name.removeprefix("model."): value for name, value in load_file(path).items()}
-    found = hashlib.sha256()
-    for name in sorted(weights):
-        found.update(f"{name} {weights[name].dtype} {list(weights[name].shape)}".encode())
-        found.update(weights[name].contiguous().view(-1).view(torch.uint8).numpy())
-    return weights, found.hexdigest()
 
 
 def _of_arm(init_from: Mapping[str, Any], seed: int, study: str) -> Start:
@@ -157,7 +139,17 @@ def _digest(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return read_trunk(path)[1]
+    return _opened(path).digest
+
+
+def _opened(folder: Path) -> "Trunk":
+    """Raises ConfigError where the folder does not hold what it says."""
+    from ouro_lab.interop import open_trunk
+
+    try:
+        return open_trunk(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"init_from = {folder}: {error}") from error
 
 
 def _is_trunk(path: Path) -> bool:

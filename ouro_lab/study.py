@@ -4,6 +4,7 @@
 report) follows from that list and from what lies in the run directories.
 """
 
+import glob
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from ouro_lab import records
 from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain, plain_unresolved
 from ouro_lab.definition import Arm, parse
 from ouro_lab.rates import Rate, Sweep
-from ouro_lab.starts import Start, find
+from ouro_lab.starts import Start, digest, find
 
 RESULTS = ROOT / "experiments" / "results"
 ATTEMPTS = 3  # a failed run is retried at most twice
@@ -242,7 +243,20 @@ def config_hash(config: dict[str, Any], start: Start | None = None) -> str:
     kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in OUTSIDE_HASH_TRAINER}
     if start is not None:
         kept["init_from"] = start.identity
-    return _digest(kept)
+    files = _own_files(config.get("data"))
+    return _digest(kept | ({"files": files} if files else {}))
+
+
+def _own_files(node: Any) -> list[str]:
+    """Digests of the files that the data's `path`s name, so that a changed file makes new runs."""
+    if isinstance(node, list):
+        return [found for item in node for found in _own_files(item)]
+    if not isinstance(node, dict):
+        return []
+    path = node.get("path")
+    names = glob.glob(str(Path(path).expanduser())) if isinstance(path, str) else []
+    inner = [found for value in node.values() for found in _own_files(value)]
+    return [digest(Path(name)) for name in sorted(names) if Path(name).is_file()] + inner
 
 
 def _block(node: DictConfig) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tests_support import BARE, TINY
 
 from ouro_lab import records, starts
 from ouro_lab.config import ConfigError
+from ouro_lab.interop.ouro import write_ouro
 from ouro_lab.model import LoopedTransformer, ModelConfig
 from ouro_lab.starts import Start, find
 from ouro_lab.study import Study
@@ -23,14 +23,17 @@ def model(seed: int = 0, **changes) -> LoopedTransformer:
     return made
 
 
-def as_trunk(of: LoopedTransformer, folder: Path, drop: str = "", extra: str = "") -> Path:
-    """The released layout: `model.…` and `lm_head.weight`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {name: name if name.startswith("lm_head") else f"model.{name}" for name in of.state_dict()}
-    weights = {names[name]: value.contiguous() for name, value in of.state_dict().items() if name != drop}
-    save_file(weights | ({extra: torch.zeros(2)} if extra else {}), folder / "model.safetensors")
-    (folder / "config.json").write_text("{}")
+def as_trunk(of: LoopedTransformer, folder: Path) -> Path:
+    """In the released layout; what was there before goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_ouro(folder, of)
     return folder
+
+
+def as_checkpoint(of: LoopedTransformer, path: Path, drop: str = "", extra: str = "") -> Path:
+    weights = {f"backbone.{name}": value for name, value in of.state_dict().items() if name != drop}
+    torch.save({"state_dict": weights | ({f"backbone.{extra}": torch.zeros(2)} if extra else {})}, path)
+    return path
 
 
 def logits(of: LoopedTransformer) -> torch.Tensor:
@@ -46,9 +49,8 @@ def test_a_trunk_folder_gives_its_weights_and_a_new_gate_stays_as_initialised(tm
 
 
 def test_a_checkpoint_file_gives_its_weights(tmp_path):
-    source, target, path = model(1, gate=True), model(2, gate=True), tmp_path / "some.ckpt"
-    torch.save({"state_dict": {f"backbone.{name}": value for name, value in source.state_dict().items()}}, path)
-    find(str(path), 0, "mine").load_into(target)
+    source, target = model(1, gate=True), model(2, gate=True)
+    find(str(as_checkpoint(source, tmp_path / "some.ckpt")), 0, "mine").load_into(target)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
 
 
@@ -58,17 +60,17 @@ def test_a_checkpoint_file_gives_its_weights(tmp_path):
         ({"gate": True}, {}, {}, "has an exit gate, the backbone none; set backbone.gate=true"),
         ({}, {}, {"drop": "norm.weight"}, "lacks norm.weight$"),
         ({}, {"layers": 2}, {}, "lacks layers.1.self_attn.q_proj.weight and 10 more"),
-        ({}, {}, {"extra": "model.adapter"}, "has, unlike the backbone, adapter$"),
+        ({}, {}, {"extra": "adapter"}, "has, unlike the backbone, adapter$"),
         ({"gate": True}, {"gate": True}, {"drop": "early_exit_gate.bias"}, "lacks early_exit_gate.bias$"),
         ({"ffn_width": 20}, {}, {}, r"mlp\.\w+_proj.weight is \[.*\], the backbone's is \["),
     ],
     ids=str,
 )
 def test_weights_that_do_not_fit_are_refused_by_key_and_change_nothing(source, target, change, message, tmp_path):
-    one, folder = model(2, **target), as_trunk(model(1, **source), tmp_path / "trunk", **change)
+    one, path = model(2, **target), as_checkpoint(model(1, **source), tmp_path / "some.ckpt", **change)
     before = {name: value.clone() for name, value in one.state_dict().items()}
     with pytest.raises(ConfigError, match=message) as caught:
-        find(str(folder), 0, "mine").load_into(one)
+        find(str(path), 0, "mine").load_into(one)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
 
@@ -98,6 +100,14 @@ def test_a_changed_trunk_changes_the_runs_and_the_studys_hash(tmp_path):
     changed = hashes(2, "a")
     assert changed[0] != first[0]
     assert changed[1] != first[1]
+
+
+def test_a_damaged_trunk_is_one_line_that_names_it(tmp_path):
+    path = as_trunk(model(1), tmp_path / "a") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ConfigError, match=r"init_from = .*a: .*model\.safetensors") as caught:
+        find(str(tmp_path / "a"), 0, "mine")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_arm_may_name_a_trunk_by_seed(tmp_path):
@@ -142,3 +152,16 @@ def test_what_is_not_there_is_one_line(named, message):
     with pytest.raises(ConfigError, match=message) as caught:
         find(named, 0, "mine")
     assert "\n" not in str(caught.value)
+
+
+def test_a_changed_file_of_ones_own_changes_the_runs_hash(tmp_path):
+    def found(text: str) -> str:
+        (tmp_path / "mine.csv").write_text(text)
+        keep = [item for item in TINY if "contrasts" not in item and not item.startswith("data.task")]
+        arm = f"'backbone=looped','data=table','data.task.path={tmp_path}/mine.csv'"
+        return Study("p_hop", [*keep, *BARE, f"+study.arms={{one: [{arm}]}}", "study.seeds=[0]"]).expand()[0].hash
+
+    rows = "".join(f"{a}+{b},{a + b}\n" for a in range(9) for b in range(9))
+    first = found(f"prompt,answer\n{rows}")
+    assert found(f"prompt,answer\n{rows}9+9,18\n") != first
+    assert found(f"prompt,answer\n{rows}") == first
