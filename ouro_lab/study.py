@@ -4,7 +4,6 @@
 report) follows from that list and from what lies in the run directories.
 """
 
-import glob
 import hashlib
 import json
 from collections.abc import Sequence
@@ -254,9 +253,10 @@ def _own_files(node: Any) -> list[str]:
     if not isinstance(node, dict):
         return []
     path = node.get("path")
-    names = glob.glob(str(Path(path).expanduser())) if isinstance(path, str) else []
+    pattern = Path(path).expanduser() if isinstance(path, str) and path else None
+    files = Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor))) if pattern else ()
     inner = [found for value in node.values() for found in _own_files(value)]
-    return [digest(Path(name)) for name in sorted(names) if Path(name).is_file()] + inner
+    return [digest(file) for file in sorted(files) if file.is_file()] + inner
 
 
 def _block(node: DictConfig) -> dict[str, Any]:
