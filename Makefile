@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report power match evidence claims ui test bench check setup clean FORCE
+.PHONY: help experiment list status report power match evidence export claims ui test bench check setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,12 +22,18 @@ export TORCH_CHOICE := $(or $(TORCH_SPEC),$(TORCH_DEFAULT)) $(if $(TORCH_INDEX),
 endif
 
 # As typed: make would expand the $ of ${backbone.width}.
-export NAME LAUNCHER BUDGET
+export NAME LAUNCHER BUDGET RUN OUT
 export OVERRIDES_TYPED := $(value OVERRIDES)
 
 ifneq ($(filter experiment status report power match evidence,$(MAKECMDGOALS)),)
 ifeq ($(strip $(NAME)),)
 $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
+endif
+endif
+
+ifneq ($(filter export,$(MAKECMDGOALS)),)
+ifeq ($(and $(strip $(RUN)),$(strip $(OUT))),)
+$(error RUN or OUT is missing: make export RUN=<study>/<run id> OUT=<new folder>)
 endif
 endif
 
@@ -75,6 +81,9 @@ match: $(READY)  ## arms that hold something equal to a study's looped arm: NAME
 
 evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_hop
 	@$(PY) -m ouro_lab evidence "$$NAME"
+
+export: $(READY)  ## a run's newest checkpoint in Ouro's Hugging Face layout: RUN=p_hop/<run id> OUT=<new folder>
+	@$(PY) -m ouro_lab.interop export "$$RUN" "$$OUT"
 
 claims: $(READY)  ## the claims ledger, docs/claims.md and .html, from committed evidence alone
 	@$(PY) -m analysis.claims

@@ -11,6 +11,7 @@ from analysis.blocks import Block, Heading, Picture, Text, markdown, page, plain
 from analysis.figures import Drawn
 from analysis.runs import StudyResult, UnknownStudyError, load
 from analysis.samples import positive_control
+from analysis.scaling import of_study
 from analysis.style import FORMATS
 from analysis.verdict import Verdict, judge
 from ouro_lab import records
@@ -30,7 +31,7 @@ def write(result: StudyResult, folder: Path | str, formats: Iterable[str] = FORM
             old.unlink()
     verdicts = judge(result)
     drawn = figures.draw_all(result, verdicts, folder / "figures", formats)
-    content = blocks(result, verdicts, drawn)
+    content = blocks(result, verdicts, drawn, of_study.section(result, folder / "figures", formats))
     (folder / "report.md").write_text(markdown(content, folder))
     (folder / "report.html").write_text(page(content, f"{result.name}: {result.study['question']}"))
     text = json.dumps(facts(result, verdicts), indent=2, ensure_ascii=False, allow_nan=False)
@@ -59,8 +60,10 @@ def print_summary(result: StudyResult) -> None:
     print(f"{_counts(result)}\n")
 
 
-def blocks(result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence[Drawn]) -> list[Block]:
-    """The report in reading order."""
+def blocks(
+    result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence[Drawn], scaling: Sequence[Block] = ()
+) -> list[Block]:
+    """The report in reading order. scaling: `of_study.section`, where the study names laws."""
     study = result.study
     found: list[Block] = [Heading(study["question"], 1)]
     found += _verdict(result, verdicts)
@@ -72,6 +75,7 @@ def blocks(result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence
     found += _contrasts(result, verdicts, drawn)
     found += _match(result)
     found += _levels(result, drawn)
+    found += scaling
     found += _success(result, verdicts)
     found += _floors(result)
     found += _sweep(result, drawn)

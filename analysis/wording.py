@@ -126,8 +126,13 @@ def conclusion(verdict: Verdict) -> str:
 
 
 def scope(study: Mapping[str, Any], verdict: Verdict) -> str:
-    """`96k parameters, 7.8M tokens`, with the ratio to the paper's where the study states it."""
+    """`96k parameters, 7.8M tokens`, with the ratio to the paper's where the study states it.
+
+    Tokens are those of training: the arm's own, and `trunk_tokens` of the model it starts from, if the study says so.
+    """
     cost, stated = study["arms"][verdict.arm]["cost"], study.get("scope") or {}
+    trained = cost["tokens"] if cost.get("steps") != 0 else 0  # an evaluation's tokens taught nobody
+    cost = {**cost, "tokens": trained + (stated.get("trunk_tokens") or 0)}
     parts = []
     for quantity in ("parameters", "tokens"):
         text = f"{compact(cost[quantity])} {quantity}"

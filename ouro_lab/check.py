@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
-from ouro_lab.assembly import Parts, assemble
+from ouro_lab.assembly import OF_GATES, Parts, assemble
 from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
 from ouro_lab.config import ConfigError, build, nearest, plain
@@ -26,10 +26,12 @@ def check(study: Study) -> dict[str, Parts]:
         try:
             parts[name] = assemble(config, device="meta")
             _check_training(config, parts[name])
+            _check_rate_metric(study, parts[name])
         except ValueError as error:
             raise ConfigError(f"{study.name}: arm {name}: {error}") from error
     for name, contrast in study.definition.contrasts.items():
-        _check_metric(f"study.contrasts.{name}.metric", contrast.metric, parts[contrast.arm])
+        for arm in (contrast.arm, contrast.reference):
+            _check_metric(f"study.contrasts.{name}.metric", contrast.metric, parts[arm])
         try:
             costs = parts[contrast.arm].cost, parts[contrast.reference].cost
             check_match(name, *costs, list(contrast.equal), contrast.limit)
@@ -42,7 +44,8 @@ def _check_training(config: DictConfig, part: Parts) -> None:
     """What only a run builds: a bad value there would fail every run, three times, before anyone read it."""
     from ouro_lab.training.trainer import check_counts
 
-    build(config.optim, "optim")
+    if part.trains != "nothing":
+        build(config.optim, "optim")
     trainer = plain(config.trainer)
     check_counts(trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
@@ -50,12 +53,37 @@ def _check_training(config: DictConfig, part: Parts) -> None:
         Slice(part.data.batch_size, devices * nodes, 0, trainer.get("accumulate", 1))
 
 
+def check_starts(study: Study, parts: dict[str, Parts]) -> None:
+    """Refuses weights that do not fit the backbone which is to start from them.
+
+    Raises:
+        ConfigError: names arm and key.
+    """
+    for run in study.todo():
+        if run.start is not None:
+            try:
+                run.start.check_fit(run.start.weights(), parts[run.arm].backbone)
+            except ValueError as error:
+                raise ConfigError(f"{study.name}: arm {run.arm}: {error}") from error
+
+
+def _check_rate_metric(study: Study, part: Parts) -> None:
+    """Losses of a trunk that stands still are the same at every rate of its gate."""
+    block = study.definition.lr
+    if part.trains == "gate" and block is not None and block.grid and block.metric.startswith("val/loss"):
+        raise ValueError(f"study.lr.metric = {block.metric}: does not depend on the gate; use val/gate_loss")
+
+
 def _check_metric(path: str, metric: str, part: Parts) -> None:
     """A misspelt metric would be noticed only in the report, when everything has run."""
-    names = part.data.metric_names
+    names = [*part.data.metric_names, *_metrics_of_evaluation(part)]
     by_loop = re.sub(r"_loop\d+", "", metric)
-    if by_loop not in [*names, "exit_loop_mean"]:
+    if metric not in names and by_loop not in [*part.data.metric_names, *OF_GATES]:
         raise ConfigError(f"{path} = {metric}: no such metric; {nearest(metric, names)}")
+
+
+def _metrics_of_evaluation(part: Parts) -> tuple[str, ...]:
+    return part.evaluation.metric_names(part.data, part.backbone.loops) if part.evaluation is not None else ()
 
 
 def matches(study: Study, parts: dict[str, Parts]) -> dict[str, list[Match]]:
@@ -140,7 +168,7 @@ def _arm(study: Study, name: str, part: Parts) -> dict[str, Any]:
     return {
         "overrides": list(arm.overrides),
         "shape": part.cost["shape"],
-        "lr": rate.lr if rate else None,
+        "lr": rate.lr if rate and study.trains(name) else None,
         "lr_matched": bool(rate and rate.matched),
         "lr_status": rate.status if rate else "rates being swept",
         "cost": part.cost,
@@ -166,4 +194,5 @@ def _scope(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
 def _sweeps(study: Study) -> dict[str, Any] | None:
     if study.definition.lr is None or not study.definition.lr.grid:
         return None
-    return {arm: study.sweep(arm).as_dict() | {"rate_hash": study.rate_hash(arm)} for arm in study.definition.arms}
+    swept = [arm for arm in study.definition.arms if study.sweeps(arm)]
+    return {arm: study.sweep(arm).as_dict() | {"rate_hash": study.rate_hash(arm)} for arm in swept}

@@ -19,7 +19,7 @@ CONF = ROOT / "conf"
 EXPERIMENTS = ROOT / "experiments"
 
 # What a run's config may hold at the top; `study` is the study's own block.
-SECTIONS = ("backbone", "data", "objective", "optim", "trainer", "launcher", "tracking")
+SECTIONS = ("backbone", "data", "objective", "optim", "trainer", "launcher", "tracking", "evaluation")
 SCALARS = ("seed", "budget", "do", "init_from", "study")
 
 

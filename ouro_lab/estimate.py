@@ -64,10 +64,10 @@ def rate(study: Study) -> float:
 
 def core_minutes(study: Study, parts: Mapping[str, Parts]) -> float:
     """Of the whole study, by FLOPs; a sweep without its extensions."""
-    seeds = len(study.definition.seeds)
-    if study.definition.lr is not None and study.definition.lr.grid:
-        seeds += len(study.definition.lr.grid) * len(study.definition.lr.seeds)
-    return sum(part.cost["training_flops"] for part in parts.values()) * seeds / rate(study) / 60
+    seeds, block = len(study.definition.seeds), study.definition.lr
+    swept = len(block.grid) * len(block.seeds) if block is not None else 0
+    counts = {arm: seeds + (swept if study.sweeps(arm) else 0) for arm in parts}
+    return sum(part.cost["training_flops"] * counts[arm] for arm, part in parts.items()) / rate(study) / 60
 
 
 def seconds_left(runs: Iterable[Run], parts: Mapping[str, Parts], flops_per_second: float) -> float:
@@ -75,6 +75,9 @@ def seconds_left(runs: Iterable[Run], parts: Mapping[str, Parts], flops_per_seco
     total = 0.0
     for run in runs:
         cost = parts[run.arm].cost
+        if not cost["steps"]:
+            total += cost["training_flops"] / flops_per_second
+            continue
         rows = [row for row in records.read_metrics(run.directory / "metrics.jsonl") if "perf/step_seconds" in row]
         step = rows[-1]["perf/step_seconds"] if rows else cost["training_flops"] / cost["steps"] / flops_per_second
         total += step * (cost["steps"] - records.last_step(run.directory / "metrics.jsonl"))

@@ -136,7 +136,9 @@ def _thread_limits(threads: int) -> dict[str, str]:
 
 
 def _length(run: Run) -> float:
-    """Expected cost, to start the longest first: known FLOPs, else steps × effective depth."""
+    """Expected cost, to start the longest first: known FLOPs, else steps × effective depth; least of an evaluation."""
+    if run.config["do"] == "evaluate":
+        return 0.0
     backbone, budget = run.config["backbone"], run.config["budget"]
     loops = 1 if "iso_parameter" in backbone.get("_target_", "") else backbone.get("loops", 1)
     size = budget["steps"] or budget["tokens"] or budget["flops"]

@@ -15,9 +15,9 @@ LINE_SECONDS = 15.0
 
 
 class StudyProgress:
-    """Work is counted in training FLOPs, so that short and long arms weigh what they cost.
+    """Work is counted in FLOPs, so that short and long arms weigh what they cost.
 
-    flops: arm → training FLOPs of one run.
+    flops: arm → FLOPs of one run.
     """
 
     def __init__(self, study: Study, flops: Mapping[str, float], console: Console | None = None) -> None:
@@ -49,7 +49,7 @@ class StudyProgress:
     def line(self, active: Sequence[Run]) -> str:
         """`p_hop 4/9 runs finished · looped 0.002 seed 1: 1250/2000 · 5 min 20 s left`."""
         parts = [f"{self.study.name} {self._counts()}"]
-        parts += [f"{_name(run)}: {step}/{steps}" for run, step, steps in progress_of(active)]
+        parts += [f"{_name(run)}: {how_far(run, step, steps)}" for run, step, steps in progress_of(active)]
         left = self.seconds_left(active)
         return " · ".join(parts + ([f"{clock(left)} left"] if left is not None and active else []))
 
@@ -67,7 +67,7 @@ class StudyProgress:
         text = f"{self._counts()}, {clock(left)} left" if left is not None and active else self._counts()
         self._bar(bars, self.study.name, self._done(active), total, text)
         for run, step, steps in progress_of(active):
-            self._bar(bars, _name(run), step, max(steps, 1), f"{step}/{steps}")
+            self._bar(bars, _name(run), step, max(steps, 1), how_far(run, step, steps))
         for name in set(self.tasks) - {self.study.name} - {_name(run) for run in active}:
             bars.remove_task(self.tasks.pop(name))
 
@@ -86,6 +86,11 @@ class StudyProgress:
     def _done(self, active: Sequence[Run]) -> float:
         finished = sum(self.flops[run.arm] for run in self.study.expand() if run.finished)
         return finished + sum(self.flops[run.arm] * step / max(steps, 1) for run, step, steps in progress_of(active))
+
+
+def how_far(run: Run, step: int, steps: int) -> str:
+    """`1250/2000` optimiser steps, or that there are none."""
+    return f"{step}/{steps}" if run.config["do"] == "fit" else "evaluation"
 
 
 def _name(run: Run) -> str:

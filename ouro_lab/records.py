@@ -106,8 +106,11 @@ def read_seconds(directory: Path) -> float:
 def write_final(
     directory: Path, metrics: Mapping[str, float], seconds: float, steps: int, cost: Mapping[str, Any]
 ) -> None:
-    """final.json. cost: `tokens` and `training_flops` of all `steps` planned; charged for the steps taken."""
-    share = steps / cost["steps"] if cost["steps"] else 0.0
+    """final.json. cost: `tokens` and `training_flops` of all `steps` planned; charged for the steps taken.
+
+    An evaluation plans no step and is charged whole.
+    """
+    share = steps / cost["steps"] if cost["steps"] else 1.0
     totals = {"tokens": round(cost["tokens"] * share), "flops": cost["training_flops"] * share}
     content = {"metrics": dict(metrics), "seconds": seconds, "steps": steps, **totals, "time": time.time()}
     write_json(directory / "final.json", content)

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ class Session:
         self.run = run
         self.config: DictConfig = OmegaConf.create(run.config)
         parts = assemble(self.config)
-        self.data, self.cost, self.steps = parts.data, parts.cost, parts.steps
+        self.data, self.cost, self.steps, self.evaluation = parts.data, parts.cost, parts.steps, parts.evaluation
         records.note(run.directory, {"cost": parts.cost, **facts(parts)})
         self.execution = self._settle()
         self.log = records.MetricsLog(run.directory / "metrics.jsonl")
@@ -110,7 +109,7 @@ class Session:
 
     def train_and_test(self) -> dict[str, float]:
         """Fits from the last complete checkpoint, then tests; returns the final metrics."""
-        from ouro_lab.training.checkpoint import newest, step_of
+        from ouro_lab.training.checkpoint import backbone_weights, newest, step_of
 
         if self.config.do == "fit":
             last = newest(self.run.directory / "checkpoints")
@@ -122,7 +121,7 @@ class Session:
                 self.trainer.fit(self.module, self.data, ckpt_path=last, weights_only=True)
                 self._validate_the_end()
             else:
-                self._load(last)
+                self.module.backbone.load_state_dict(backbone_weights(last))
         self.trainer.test(self.module, self.data, verbose=False)
         return self._final()
 
@@ -137,7 +136,23 @@ class Session:
         validated = [row for row in records.read_metrics(self.run.directory / "metrics.jsonl") if "val/loss" in row]
         if validated:
             final |= {f"final/{name}": value for name, value in validated[-1].items() if name.startswith("val/")}
-        return final
+        return final | {f"final/{name}": value for name, value in self._evaluate().items()}
+
+    def _evaluate(self) -> dict[str, float]:
+        """What `evaluation` asks of the final model on the test split, in the run's precision; rank 0 alone.
+
+        Raises:
+            ValueError: it answers other names than it announced to the check.
+        """
+        if self.evaluation is None or not self.trainer.is_global_zero:
+            return {}
+        backbone = self.module.backbone.to(self.trainer.strategy.root_device).eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            values = self.evaluation(backbone, self.data, "test")
+        odd = set(values) ^ set(self.evaluation.metric_names(self.data, backbone.loops))
+        if odd:
+            raise ValueError(f"evaluation: metric_names and the values differ: {', '.join(sorted(odd))}")
+        return {name: float(value) for name, value in values.items()}
 
     def _settle(self) -> Any:
         """Precision and compilation, once for all of the run's attempts."""
@@ -153,11 +168,12 @@ class Session:
         from ouro_lab.training.module import LoopedModule
 
         initialise(parts.backbone, self.config.seed)
-        optim = build(self.config.optim, "optim")
+        optim = build(self.config.optim, "optim") if self.config.do == "fit" else None
         metrics = self.data.metrics(parts.backbone.loops, parts.cost["parameters"])
         module = LoopedModule(parts.backbone, parts.objective, optim, metrics, self.steps)
-        if self.config.init_from is not None:
-            self._load(source(self.config.init_from), module)
+        if self.run.start is not None:
+            self.run.start.load_into(parts.backbone)
+            records.note(self.run.directory, {"init_from": self.run.start.identity})
         return module
 
     def _trainer(self) -> Any:
@@ -169,13 +185,6 @@ class Session:
         callbacks = [recorder, Settled(self.run.directory), Progress()]
         settled = {"precision": self.execution.precision, "compile": self.execution.compiled}
         return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks, **settled)
-
-    def _load(self, path: Path, module: Any = None) -> None:
-        from ouro_lab.training.checkpoint import load
-
-        target = module or self.module
-        weights = {k: v for k, v in load(path)["state_dict"].items() if k.startswith("backbone.")}
-        target.backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in weights.items()})
 
 
 def facts(parts: Any) -> dict[str, Any]:
@@ -192,18 +201,6 @@ def initialise(backbone: torch.nn.Module, seed: int) -> None:
     own = getattr(backbone, "initialise", None)
     if callable(own):
         own(seed)
-
-
-def source(init_from: str) -> Path:
-    """A checkpoint's path, or the newest checkpoint of the run `study/id`."""
-    from ouro_lab.training.checkpoint import newest
-
-    path = Path(init_from)
-    folder = records.runs_root() / init_from / "checkpoints"
-    found = path if path.is_file() else newest(folder) if folder.is_dir() else None
-    if found is None:
-        raise ConfigError(f"init_from = {init_from}: neither a checkpoint file nor a run under {records.runs_root()}")
-    return found
 
 
 def _known_rate(study: Study, arm: str) -> float:

@@ -15,9 +15,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
-from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain
+from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain, plain_unresolved
 from ouro_lab.definition import Arm, parse
 from ouro_lab.rates import Rate, Sweep
+from ouro_lab.starts import Start, digest, find
 
 RESULTS = ROOT / "experiments" / "results"
 ATTEMPTS = 3  # a failed run is retried at most twice
@@ -41,10 +42,11 @@ class Run:
     phase: str  # main, or lr for a run of the learning-rate block
     overrides: tuple[str, ...]
     config: dict[str, Any]
+    start: Start | None = None  # whose weights it begins with; None: its own initial ones
 
     @cached_property
     def hash(self) -> str:
-        return config_hash(self.config)
+        return config_hash(self.config, self.start)
 
     @property
     def id(self) -> str:
@@ -93,7 +95,7 @@ class Study:
         self.config = compose_config(name, overrides)
         if not isinstance(self.config.get("study"), DictConfig):
             raise ConfigError(f"study {name}: experiments/{name}.yaml has no `study` block")
-        self.definition = parse(name, plain(self.config.study))
+        self.definition = parse(name, _block(self.config.study))
         self._refuse_arm_keys()
 
     @cached_property
@@ -103,20 +105,24 @@ class Study:
 
     @cached_property
     def hash(self) -> str:
-        """Of all that the verdict depends on: arms, seeds, rates, contrasts, rules, budgets; no words, no results."""
+        """Of all that the verdict depends on: arms, seeds, rates, contrasts, rules, budgets, the weights that runs
+        start from; no words, no results.
+        """
         arms = {name: config_of(cfg) for name, cfg in self.arm_configs.items()}
         block = _less_words(plain(self.config.study))
         if block.get("contrasts"):
             block["contrasts"] = {name: _less_words(contrast) for name, contrast in block["contrasts"].items()}
-        return _digest({"arms": arms, "study": block})
+        starts = {arm: self._starts(arm) for arm, config in arms.items() if config["init_from"] is not None}
+        return _digest({"arms": arms, "study": block} | ({"starts": starts} if starts else {}))
 
     def expand(self) -> list[Run]:
         """All runs that the study yields today; those of an arm's seeds once its learning rate is known."""
         runs: dict[str, Run] = {}
         for arm in self.definition.arms:
-            if self.definition.lr is not None and self.definition.lr.grid:
+            block = self.definition.lr
+            if block is not None and self.sweeps(arm):
                 for lr in self.sweep(arm).grid:
-                    for seed in self.definition.lr.seeds:
+                    for seed in block.seeds:
                         run = self.run(arm, lr, seed, "lr")
                         runs.setdefault(run.id, run)
             rate = self.rate(arm)
@@ -135,10 +141,21 @@ class Study:
         key = (arm, lr, seed, phase)
         if key not in self._made:  # asked for twice a second while the study runs
             config = self.arm_configs[arm].copy()
-            OmegaConf.update(config, "optim.lr", lr)
+            if self.trains(arm):
+                OmegaConf.update(config, "optim.lr", lr)
             OmegaConf.update(config, "seed", seed)
-            self._made[key] = Run(self.name, arm, lr, seed, phase, self.overrides, config_of(config))
+            found = config_of(config)
+            start = find(found["init_from"], seed, self.name)
+            self._made[key] = Run(self.name, arm, lr, seed, phase, self.overrides, found, start)
         return self._made[key]
+
+    def trains(self, arm: str) -> bool:
+        """Whether its runs train anything; else they evaluate alone, and there is no learning rate."""
+        return self.arm_configs[arm].do != "evaluate"
+
+    def sweeps(self, arm: str) -> bool:
+        """Whether this study chooses its learning rate."""
+        return self.definition.lr is not None and bool(self.definition.lr.grid) and self.trains(arm)
 
     def sweep(self, arm: str) -> Sweep:
         """The learning-rate sweep of an arm as far as its runs have come."""
@@ -148,17 +165,20 @@ class Study:
 
     def rate(self, arm: str) -> Rate | None:
         """The learning rate of an arm's seeds; None while its sweep is unfinished."""
-        block, default = self.definition.lr, float(self.arm_configs[arm].optim.lr)
+        if not self.trains(arm):
+            return Rate(0.0, True, "nothing is trained")
+        block = self.definition.lr
         if block is None:
-            return Rate(default, False, "learning rate set, not swept")
+            return Rate(float(self.arm_configs[arm].optim.lr), False, "learning rate set, not swept")
         if block.grid:
             return self.sweep(arm).rate()
         return block.borrow(arm, self.rate_hash(arm))
 
     def rate_hash(self, arm: str) -> str:
-        """Of what a learning rate was chosen for: the arm's config less rate, seed and evaluation sizes."""
+        """Of what a learning rate was chosen for: the arm's config less rate, seed and what evaluates the result."""
         config = json.loads(json.dumps(config_of(self.arm_configs[arm])))
         config.pop("seed")
+        config.pop("evaluation", None)
         config["optim"].pop("lr")
         config["data"] = {k: v for k, v in config["data"].items() if k not in EVALUATION}
         return _digest(config)
@@ -173,9 +193,14 @@ class Study:
     def _compose(self, name: str, arm: Arm) -> DictConfig:
         cfg = compose_config(self.name, [*arm.overrides, *self.overrides])
         given = [key for key, value in cfg.budget.items() if value is not None]
-        if len(given) != 1:
+        if len(given) != 1 and cfg.do != "evaluate":
             raise ConfigError(f"{self.name}: {name}: budget: give exactly one of steps, tokens, flops (given: {given})")
         return cfg
+
+    def _starts(self, arm: str) -> list[str]:
+        """What the arm's seeds start from; their rates do not matter to it."""
+        runs = [self.run(arm, 1.0, seed) for seed in self.definition.seeds]
+        return [run.start.identity for run in runs if run.start is not None]
 
     def _refuse_arm_keys(self) -> None:
         for override in self.overrides:
@@ -211,10 +236,39 @@ def config_of(cfg: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in plain(cfg).items() if key != "study"}
 
 
-def config_hash(config: dict[str, Any]) -> str:
+def config_hash(config: dict[str, Any], start: Start | None = None) -> str:
+    """Of what a run computes. start: its weights count by what they are, not by where they lie."""
     kept = {key: value for key, value in config.items() if key not in OUTSIDE_HASH}
     kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in OUTSIDE_HASH_TRAINER}
-    return _digest(kept)
+    if start is not None:
+        kept["init_from"] = start.identity
+    files = _own_files(config.get("data"))
+    return _digest(kept | ({"files": files} if files else {}))
+
+
+def _own_files(node: Any) -> list[str]:
+    """Digests of the files that the data's `path`s name, so that a changed file makes new runs."""
+    if isinstance(node, list):
+        return [found for item in node for found in _own_files(item)]
+    if not isinstance(node, dict):
+        return []
+    path = node.get("path")
+    pattern = Path(path).expanduser() if isinstance(path, str) and path else None
+    files = Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor))) if pattern else ()
+    inner = [found for value in node.values() for found in _own_files(value)]
+    return [digest(file) for file in sorted(files) if file.is_file()] + inner
+
+
+def _block(node: DictConfig) -> dict[str, Any]:
+    """The study's own block. What an arm interpolates, as ${seed}, is a run's affair and stays as it is written."""
+    block, written = plain(node), plain_unresolved(node)
+    for name, arm in (block.get("arms") or {}).items():
+        as_written = written["arms"][name]
+        if isinstance(arm, list):
+            block["arms"][name] = as_written
+        elif isinstance(arm, dict) and "overrides" in arm:
+            arm["overrides"] = as_written["overrides"]
+    return block
 
 
 def _less_words(block: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from ouro_lab import cut, estimate, records, tracking
 from ouro_lab.assembly import Parts, looped_of
-from ouro_lab.check import check, command, match_table, register, save
+from ouro_lab.check import check, check_starts, command, match_table, register, save
 from ouro_lab.compute.solver import Arm, solve_all
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
-from ouro_lab.progress import StudyProgress
+from ouro_lab.progress import StudyProgress, how_far
 from ouro_lab.run import first_line
 from ouro_lab.study import RESULTS, Run, Study, study_here
 from ouro_lab.training.callbacks import clock
@@ -97,10 +97,19 @@ def list_studies() -> int:
             state = ", ".join(f"{count} {what}" for what, count in counts.items())
         except (ConfigError, ValueError) as error:  # what it would cost is known also where its rates are not
             state = str(error)
-        evidence = " · evidence committed" if (RESULTS / name / "evidence.json").exists() else ""
+        evidence = _evidence_state(study)
         claim = ", ".join(study.definition.claim) or "none"
         print(f"{name}\n  {study.definition.question}\n  claim {claim} · {minutes} here · {state}{evidence}\n")
     return 0
+
+
+def _evidence_state(study: Study) -> str:
+    """Whether evidence is committed, and whether it is of the study as its file says today."""
+    stamp = records.read_json(RESULTS / study.name / "evidence.json")
+    if stamp is None:
+        return ""
+    same = stamp["hash"] == study.hash
+    return " · evidence committed" if same else " · evidence committed, of an earlier version of the study"
 
 
 def status(name: str, overrides: Sequence[str] = ()) -> int:
@@ -110,9 +119,9 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     runs = study.expand()
     counts = Counter(run.state for run in runs)
     for run in runs:
-        step = records.last_step(run.directory / "metrics.jsonl")
+        step, steps = records.last_step(run.directory / "metrics.jsonl"), parts[run.arm].cost["steps"]
         reason = (records.read_state(run.directory) or {}).get("reason") or ""
-        print(f"  {run.state:9s} {run.id:48s} step {step}/{parts[run.arm].cost['steps']}  {reason}")
+        print(f"  {run.state:9s} {run.id:48s} step {how_far(run, step, steps)}  {reason}")
     for stale in study.stale():
         print(f"  stale     {stale}")
     waiting = [run for run in runs if run.state in ("to do", "running")]
@@ -170,7 +179,7 @@ def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Part
     """The study, cut down where that is asked for, and its parts; refuses what cannot run, and writes nothing."""
     parts = check(study)
     build(study.config.launcher, "launcher")
-    study.expand()
+    check_starts(study, parts)
     lines: list[str] = []
     if minutes:
         study, lines = _within(study, parts, minutes)

@@ -1,4 +1,6 @@
-"""Overrides that shrink p-hop to a second."""
+"""Overrides that shrink p-hop to a second, and an evaluation as a user would write one."""
+
+from typing import Any
 
 TINY = [
     "study.lr=null",
@@ -16,3 +18,24 @@ TINY = [
     "trainer.log_every=2",
     "optim.lr=1e-2",
 ]
+
+# Every block that names p_hop's arms, gone: a test puts its own in its place.
+BARE = ["~study.contrasts", "~study.positive_control", "~study.arms"]
+
+
+class Agreement:
+    """An evaluation of docs/design.md's contract: how often an earlier loop already predicts what the last one does."""
+
+    def __init__(self, loop: int = 1, names: tuple[str, ...] = ()) -> None:
+        self.loop, self.names = loop, tuple(names)
+
+    def metric_names(self, data: Any, loops: int) -> tuple[str, ...]:
+        return self.names or (f"agreement/loop_{self.loop}",)
+
+    def __call__(self, backbone: Any, data: Any, split: str) -> dict[str, float]:
+        same = total = 0
+        for batch in data.evaluation_batches(split):
+            tokens = batch["tokens"].to(backbone.head_weight.device)
+            best = [(state.hidden @ backbone.head_weight.T).argmax(-1) for state in backbone.loop_states(tokens)]
+            same, total = same + int((best[self.loop - 1] == best[-1]).sum()), total + tokens.numel()
+        return {f"agreement/loop_{self.loop}": same / total}

@@ -10,7 +10,7 @@ Not model FLOPs either, so not matched: what is computed twice to save memory (`
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ouro_lab.compute.memory import activation_bytes, kv_bytes_per_token, optimiser_bytes
+from ouro_lab.compute.memory import activation_bytes, gate_activation_bytes, kv_bytes_per_token, optimiser_bytes
 from ouro_lab.compute.widths import Widths
 from ouro_lab.model.config import ModelConfig
 
@@ -61,6 +61,9 @@ class Flops:
 
     def times(self, factor: float) -> "Flops":
         return Flops(**{part: factor * value for part, value in self.as_dict().items()})
+
+    def plus(self, other: "Flops") -> "Flops":
+        return Flops(**{part: value + getattr(other, part) for part, value in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -132,6 +135,27 @@ def training_cost(
         flops_full=full,
         activation_bytes=activation_bytes(config, length, batch, supervised_loops=supervised_loops or config.states),
         optimiser_bytes=optimiser_bytes(stored.total),
+        kv_bytes_per_token=kv_bytes_per_token(config),
+        decode_flops=decode_flops(config, length).total,
+        effective_depth=config.layers * config.loops,
+    )
+
+
+def frozen_cost(config: ModelConfig, length: int, batch: int = 1, gates: int = 0) -> Cost:
+    """Cost where the trunk learns nothing: a forward pass with a head per loop, as every loop's loss is read.
+
+    gates: so many exit gates train, each with its weight's gradient alone, for its input has none (Stage II); 0 where
+    the model is evaluated. `length` and `batch` as in `training_cost`.
+    """
+    slopes = Flops(body=0, attention=0, head=0, gate=2 * config.width * gates)
+    causal, full = (forward_flops(config, length, None, convention).plus(slopes) for convention in CONVENTIONS)
+    stored = stored_parameters(config)
+    return Cost(
+        parameters=stored,
+        flops=causal,
+        flops_full=full,
+        activation_bytes=gate_activation_bytes(config, length, batch, gates) if gates else 0,
+        optimiser_bytes=optimiser_bytes(stored.gate if gates else 0),
         kv_bytes_per_token=kv_bytes_per_token(config),
         decode_flops=decode_flops(config, length).total,
         effective_depth=config.layers * config.loops,

@@ -25,7 +25,7 @@ class Objective(Protocol):
     def supervised_loops(self, loops: int) -> int: ...
 
 
-def measured_cost(backbone: Any, vocab_size: int, length: int, objective: Objective) -> Cost:
+def measured_cost(backbone: Any, vocab_size: int, length: int, objective: Objective, backward: bool = True) -> Cost:
     """Cost of training a user's own backbone, an nn.Module by the contract in docs/design.md, one sequence at a time.
 
     In the counter's conventions: matrix products only, attention as the full square (plain-math kernels are forced, as
@@ -33,22 +33,26 @@ def measured_cost(backbone: Any, vocab_size: int, length: int, objective: Object
     The head is charged by formula, 2·d·V per supervised loop, so that a cross-entropy that recomputes its logits is not
     charged twice. Parameters that are neither an `nn.Embedding`'s nor the head's are the body.
 
+    backward: false where the trunk learns nothing: the forward pass and a head per loop; the slopes of a gate that is
+    trained alone are not told apart from it, and left out.
+
     Counted on the meta device, without memory; on the CPU with zero weights where the backbone does not run there.
     """
-    supervised = objective.supervised_loops(backbone.loops)
+    supervised = objective.supervised_loops(backbone.loops) if backward else backbone.loops
     try:
-        flops, kept = _count(_on_meta(backbone), length, objective)
+        flops, kept = _count(_on_meta(backbone), length, objective, backward)
     except RuntimeError:  # reads a value, or uses an operator without a meta kernel
-        flops, kept = _count(_on_cpu(backbone), length, objective)
+        flops, kept = _count(_on_cpu(backbone), length, objective, backward)
     stored = _parameters(backbone)
     width = backbone.head_weight.shape[1]
-    head = TRAINING * 2 * width * vocab_size * supervised
+    head = (TRAINING if backward else 1) * 2 * width * vocab_size * supervised
+    kept_by_loss = 4 * length * supervised * (width + 1)  # see activation_bytes
     return Cost(
         parameters=stored,
         flops=None,
         flops_full=Flops(flops["body"] / length, flops["attention"] / length, head, 0),
-        activation_bytes=kept + 4 * length * supervised * (width + 1),  # with what the loss keeps: see activation_bytes
-        optimiser_bytes=optimiser_bytes(stored.total),
+        activation_bytes=kept + kept_by_loss if backward else 0,
+        optimiser_bytes=optimiser_bytes(stored.total if backward else 0),
         method=METHOD,
     )
 
@@ -73,14 +77,15 @@ def kept_bytes(kept: list[Tensor], module: nn.Module) -> int:
     return sum(size for storage, size in sizes.items() if storage not in own)
 
 
-def _count(backbone: Any, length: int, objective: Objective) -> tuple[dict[str, int], int]:
-    """Training FLOPs of one sequence in the body and in attention, and the bytes kept for the backward pass."""
+def _count(backbone: Any, length: int, objective: Objective, backward: bool) -> tuple[dict[str, int], int]:
+    """FLOPs of one sequence in the body and in attention, and the bytes kept for the backward pass."""
     device = backbone.head_weight.device
     tokens = torch.zeros(1, length, dtype=torch.long, device=device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         with kept_for_backward() as kept:
             loss = _probe(backbone, tokens, objective)
-        loss.backward()
+        if backward:
+            loss.backward()
     counts = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
     attention = sum(count for op, count in counts.items() if op.split(".")[-1].strip("_").startswith(ATTENTION_OPS))
     return {"attention": attention, "body": sum(counts.values()) - attention}, kept_bytes(kept, backbone)

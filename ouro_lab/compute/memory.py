@@ -35,6 +35,15 @@ def activation_bytes(
     return batch * length * (per_token * element_bytes + ids)
 
 
+def gate_activation_bytes(config: ModelConfig, length: int, batch: int, gates: int, element_bytes: int = 4) -> float:
+    """What autograd keeps where the exit gate alone trains, a head's logits and the trunk's activations no part of it.
+
+    Per token, in elements: d of every state, which the gate reads; of each of `gates` terms six (label and complement,
+    the logit and its negative, what either logarithm of a sigmoid keeps).
+    """
+    return batch * length * (config.states * config.width + 6 * gates) * element_bytes
+
+
 def kv_bytes_per_token(config: ModelConfig, slots: int | None = None, element_bytes: int = 2) -> int:
     """Keys and values that one token of context holds while decoding; Ouro-1.4B in bf16: 768 KiB.
 

@@ -1,6 +1,7 @@
 """The datamodules of docs/design.md's contract: what `TaskData` and `TextData` share, and `TaskData`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -72,6 +73,14 @@ class OrderedData(L.LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation(TEST)
 
+    def evaluation_batches(self, split: str) -> Iterable[Batch]:
+        """A fixed set, `val` or `test`, whole and on the CPU: for what evaluates beside the trainer."""
+        return self._loader(split, 1, 0)
+
+    def evaluation_tokens(self, split: str) -> int:
+        """Positions of a fixed set."""
+        return self.evaluation_size(split) * self.length
+
     @property
     def micro_batch_size(self) -> int:
         """Sequences of one rank's micro-batch."""
@@ -85,6 +94,9 @@ class OrderedData(L.LightningDataModule, ABC):
 
     def _evaluation(self, split: str) -> DataLoader[Batch]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return self._loader(split, world, rank)
+
+    def _loader(self, split: str, world: int, rank: int) -> DataLoader[Batch]:
         read = _Split(self, split)
         size = self.eval_batch_size or self.micro_batch_size
         batches = EvaluationBatches(read, self.evaluation_size(split), size, world, rank)

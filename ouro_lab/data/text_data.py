@@ -87,6 +87,13 @@ class TextData(OrderedData):
         self.prepare_data()
         return len(self.chosen[split])
 
+    def evaluation_tokens(self, split: str) -> int:
+        """Of a set whose size is stated, without reading the corpus, which may hold fewer."""
+        stated = self.sizes[split]
+        if self.folder is None and stated is not None:
+            return stated // self.length * self.length
+        return super().evaluation_tokens(split)
+
     def floors(self) -> Floors:
         """Bits per byte of a byte 5-gram on exactly the bytes of the test rows; stored beside the tokens."""
         self.prepare_data()

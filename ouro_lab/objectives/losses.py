@@ -19,7 +19,7 @@ from ouro_lab.objectives.exit import log_prior, with_exit_probability
 Loss = tuple[Tensor, dict[str, Tensor]]
 
 
-class _Mean:
+class Mean:
     """Means over the valid targets of one batch."""
 
     def __init__(self, targets: Tensor, denominator: Tensor | None) -> None:
@@ -42,6 +42,7 @@ class LastLoop:
     """Cross-entropy of the last loop: what a plain transformer trains, and the default of every arm."""
 
     needs_gate: ClassVar[bool] = False
+    trains: ClassVar[str] = "all"
 
     def supervised_loops(self, loops: int) -> int:
         return 1
@@ -50,7 +51,7 @@ class LastLoop:
         self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
     ) -> Loss:
         last = deque(states, maxlen=1).pop()  # lets go of the earlier states
-        loss, _ = _Mean(targets, denominator).cross_entropy([last.hidden], head_weight, targets, _ones(last.hidden))
+        loss, _ = Mean(targets, denominator).cross_entropy([last.hidden], head_weight, targets, _ones(last.hidden))
         return loss, {}
 
 
@@ -59,6 +60,7 @@ class MeanOverLoops:
     """The mean of all loops' cross-entropies: deep supervision without a gate."""
 
     needs_gate: ClassVar[bool] = False
+    trains: ClassVar[str] = "all"
 
     def supervised_loops(self, loops: int) -> int:
         return loops
@@ -68,7 +70,7 @@ class MeanOverLoops:
     ) -> Loss:
         hiddens = [state.hidden for state in states]
         weights = _ones(hiddens[0]).expand(len(hiddens), 1, 1) / len(hiddens)
-        return _Mean(targets, denominator).cross_entropy(hiddens, head_weight, targets, weights)
+        return Mean(targets, denominator).cross_entropy(hiddens, head_weight, targets, weights)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class StageOne:
 
     beta: float = 0.05
     needs_gate: ClassVar[bool] = True
+    trains: ClassVar[str] = "all"
 
     def supervised_loops(self, loops: int) -> int:
         return loops
@@ -102,6 +105,7 @@ class KLToPrior:
     geometric: float | None = None
     truncation: str = "renormalise"
     needs_gate: ClassVar[bool] = True
+    trains: ClassVar[str] = "all"
 
     def __post_init__(self) -> None:
         log_prior(2, self.geometric, self.truncation)  # refuses bad values before anything runs
@@ -125,6 +129,7 @@ class MixtureOfLogits:
     """
 
     needs_gate: ClassVar[bool] = True
+    trains: ClassVar[str] = "all"
 
     def supervised_loops(self, loops: int) -> int:
         return 1
@@ -138,7 +143,7 @@ class MixtureOfLogits:
             p = log_p.exp()
             mixed = mixed + p.unsqueeze(-1).to(state.hidden.dtype) * state.hidden
             depth = depth + loop * p.detach()
-        mean = _Mean(targets, denominator)
+        mean = Mean(targets, denominator)
         loss, _ = mean.cross_entropy([mixed], head_weight, targets, _ones(mixed))
         return loss, {"exit_loop_mean": mean(depth)}
 
@@ -152,7 +157,7 @@ def expected_loss(
     denominator: Tensor | None = None,
 ) -> Loss:
     """Σ_t p_t·(CE_t + β·(log p_t − log π_t)); without a prior, log π = 0 and the second term is −β·H(p)."""
-    mean = _Mean(targets, denominator)
+    mean = Mean(targets, denominator)
     steps = list(with_exit_probability(states))
     log_p = torch.stack([log_p for _, log_p in steps])  # [T, B, S]
     p = log_p.exp()

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+BACKBONE = "backbone."
 
 
 class CheckpointError(ValueError):
@@ -47,6 +50,12 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"checkpoint {path}: has no 'state_dict'")
     return content
+
+
+def backbone_weights(path: Path) -> dict[str, Tensor]:
+    """The backbone's parameters by its own names."""
+    state = load(path)["state_dict"]
+    return {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
 
 
 def newest(folder: Path) -> Path | None:

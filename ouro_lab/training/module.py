@@ -1,7 +1,7 @@
 """The LightningModule: a backbone, an objective and an optimiser. It knows no study and no task."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
@@ -17,12 +17,17 @@ Metrics = dict[str, float]
 
 class Objective(Protocol):
     needs_gate: bool
+    trains: str  # all, or gate: the exit gate alone
 
     def supervised_loops(self, loops: int) -> int: ...
 
     def __call__(
         self, states: Iterator, head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class GateObjective(Objective, Protocol):
+    def token_loss(self, losses: Tensor, gate_logits: Tensor) -> Tensor: ...
 
 
 class DivergedError(Exception):
@@ -56,18 +61,26 @@ class LoopedModule(L.LightningModule):
     """Trains any backbone of docs/design.md's contract with any objective.
 
     metrics: makes the torchmetrics metric of one evaluation; updated with (batch, token losses [T, B, S], correct
-    [T, B, S]). steps: optimiser steps of the whole run, which the schedule needs.
+    [T, B, S]). steps: optimiser steps of the whole run, which the schedule needs. optim: None where nothing is trained.
+
+    Of an objective that trains the gate alone every other parameter is frozen: autograd then keeps nothing of the
+    trunk, and the optimiser has the gate's two tensors.
     """
 
-    def __init__(self, backbone: nn.Module, objective: Objective, optim: AdamW, metrics: nn.Module, steps: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, objective: Objective, optim: AdamW | None, metrics: nn.Module, steps: int
+    ) -> None:
         super().__init__()
+        self.gate_alone = objective.trains == "gate"
+        if self.gate_alone:
+            freeze_trunk(backbone)
         self.backbone = backbone
         self.objective = objective
         self.optim = optim
         self.steps = steps
         self.averages = Averages()
         self.evaluation = metrics
-        self.exit_loop = MeanMetric()
+        self.exit_loop, self.gate_loss = MeanMetric(), MeanMetric()
         self.evaluated: Metrics = {}  # the last validation's or test's values
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -79,7 +92,7 @@ class LoopedModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        losses, correct = [], []
+        losses, correct, gates = [], [], []
         depth: Tensor | float = 0.0
         states = self.backbone.loop_states(batch["tokens"], batch.get("documents"))
         gated = self.objective.needs_gate
@@ -87,11 +100,15 @@ class LoopedModule(L.LightningModule):
             loss, hit = self._read_out(state.hidden, batch["targets"])
             losses.append(loss)
             correct.append(hit)
+            gates.append(state.gate_logit)
             depth = depth + loop * log_p.exp() if gated else depth
         self.evaluation.update(batch, torch.stack(losses), torch.stack(correct))
+        valid = batch["targets"] != IGNORE
         if gated:
-            valid = batch["targets"] != IGNORE
             self.exit_loop.update(depth[valid])
+        if self.gate_alone:
+            objective = cast(GateObjective, self.objective)
+            self.gate_loss.update(objective.token_loss(torch.stack(losses), torch.stack(gates))[valid])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -102,11 +119,16 @@ class LoopedModule(L.LightningModule):
         if self.objective.needs_gate:
             self.evaluated["exit_loop_mean"] = float(self.exit_loop.compute())
             self.exit_loop.reset()
+        if self.gate_alone:  # the losses of the loops stand still: this is what a rate can be chosen by
+            self.evaluated["gate_loss"] = float(self.gate_loss.compute())
+            self.gate_loss.reset()
 
     def on_test_epoch_end(self) -> None:
         self.on_validation_epoch_end()
 
     def configure_optimizers(self) -> dict[str, Any]:
+        if self.optim is None:
+            raise ValueError("optim: missing; a run that trains needs one")
         optimiser, scheduler = self.optim.build(self, self.steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -141,6 +163,19 @@ class LoopedModule(L.LightningModule):
             return None
         count = (batch["targets"] != IGNORE).sum().float()
         return self.trainer.strategy.reduce(count, reduce_op="mean").clamp_min(1)
+
+
+def freeze_trunk(backbone: nn.Module) -> None:
+    """Leaves only the exit gate's parameters to train.
+
+    Raises:
+        ValueError: the backbone has no `early_exit_gate`.
+    """
+    gate = getattr(backbone, "early_exit_gate", None)
+    if gate is None:
+        raise ValueError("objective: trains the exit gate alone, but the backbone has no early_exit_gate")
+    backbone.requires_grad_(False)
+    gate.requires_grad_(True)
 
 
 def _with_depth(states: Iterator, gated: bool) -> Iterator:

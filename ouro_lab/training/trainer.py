@@ -29,6 +29,7 @@ def build(
 ) -> L.Trainer:
     """A trainer for `steps` optimiser steps that validates and checkpoints every `val_every` of them, two kept.
 
+    steps: 0 where nothing is trained.
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
     precision, compile: `auto` of a config is settled before, in `execution.settle`.
     clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
@@ -55,7 +56,7 @@ def build(
         max_steps=steps,
         max_epochs=-1,
         check_val_every_n_epoch=None,
-        val_check_interval=min(val_every, steps) * accumulate,
+        val_check_interval=max(1, min(val_every, steps)) * accumulate,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *([CompileStep()] if compile else []), checkpoints],
         plugins=[AtomicCheckpointIO()],

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ouro_lab.compute.cost import TRAINING, decode_flops, forward_flops, stored_parameters, training_cost
+from ouro_lab.compute.cost import TRAINING, decode_flops, forward_flops, frozen_cost, stored_parameters, training_cost
 from ouro_lab.compute.measure import kept_bytes, kept_for_backward
 from ouro_lab.compute.memory import activation_bytes, kv_bytes_per_token
 from ouro_lab.model import LoopedTransformer, ModelConfig
-from ouro_lab.objectives import LastLoop, StageOne
+from ouro_lab.objectives import LastLoop, StageOne, StageTwo
 
 OURO = ModelConfig(vocab_size=49_152, layers=24, loops=4, width=2048, heads=16, ffn_width=5632, gate=True)
 SHAPE = {"vocab_size": 96, "layers": 2, "loops": 3, "width": 64, "heads": 4, "attention": "plain"}
@@ -160,6 +160,31 @@ def test_activation_bytes_are_what_autograd_keeps(change):
     supervised = objective.supervised_loops(config.states)
     formula = activation_bytes(config, 48, batch=4, supervised_loops=supervised)
     assert formula == pytest.approx(kept_bytes(kept, model) - head_gradient, rel=0.01)
+
+
+@pytest.mark.parametrize("objective", [StageTwo(), StageTwo(label="forward", first=1), StageTwo(first=3)], ids=str)
+@pytest.mark.parametrize("change", [{}, {"norm_between_loops": False, "kv_heads": 2}], ids=str)
+def test_a_frozen_trunk_is_charged_a_forward_pass_and_the_gates_slopes(objective, change):
+    config = variant(gate=True, **change)
+    model = LoopedTransformer(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("early_exit_gate"))
+    tokens = torch.randint(config.vocab_size, (4, 48))
+    with FlopCounterMode(display=False) as counter, kept_for_backward() as kept:
+        loss, _ = objective(model.loop_states(tokens), model.head_weight, tokens)
+        loss.backward()
+    cost = frozen_cost(config, 48, batch=4, gates=len(objective.terms(config.loops)))
+    assert counter.get_total_flops() / tokens.numel() == cost.flops_full.total
+    assert cost.activation_bytes == pytest.approx(kept_bytes(kept, model), rel=0.01)
+    assert cost.optimiser_bytes == 8 * (config.width + 1)
+    assert cost.flops_per_token < 0.34 * training_cost(config, 48).flops_per_token
+
+
+def test_an_evaluation_is_charged_a_forward_pass_and_keeps_nothing():
+    config = variant(gate=True)
+    cost = frozen_cost(config, 48)
+    assert cost.flops == forward_flops(config, 48)
+    assert cost.activation_bytes == cost.optimiser_bytes == 0
 
 
 def test_cost_as_stored_in_a_study():

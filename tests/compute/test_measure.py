@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ouro_lab.compute.cost import training_cost
+from ouro_lab.compute.cost import frozen_cost, training_cost
 from ouro_lab.compute.measure import METHOD, measured_cost
 from ouro_lab.model import LoopedTransformer, LoopState, ModelConfig
 from ouro_lab.objectives import LastLoop, MeanOverLoops, StageOne
@@ -53,6 +53,14 @@ def test_our_own_backbone_measures_as_derived(objective, device):
     assert measured.parameters.total == derived.parameters.total
     assert measured.activation_bytes == pytest.approx(derived.activation_bytes, rel=0.01)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_frozen_or_evaluated_backbone_is_measured_forward_only():
+    with torch.device("meta"):
+        model = LoopedTransformer(CONFIG)
+    measured = measured_cost(model, CONFIG.vocab_size, 16, LastLoop(), backward=False)
+    assert measured.flops_per_token == frozen_cost(CONFIG, 16).flops_full.total
+    assert measured.activation_bytes == measured.optimiser_bytes == 0
 
 
 @pytest.mark.parametrize("reads_a_value", [False, True])

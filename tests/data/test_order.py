@@ -92,6 +92,13 @@ def test_evaluation_ranks_hold_each_sequence_once() -> None:
         assert max(len(batch) for batch in seen) == 2
 
 
+def test_evaluation_batches_hold_the_whole_set_without_a_trainer() -> None:
+    module = small()
+    rows = torch.cat([batch["tokens"] for batch in module.evaluation_batches("test")])
+    assert len(rows) * module.length == module.evaluation_tokens("test")
+    assert np.array_equal(rows.numpy(), module.read_evaluation("test", np.arange(10))["tokens"])
+
+
 def test_evaluation_sets_depend_on_no_seed(tmp_path: Path) -> None:
     one, other = (list(small(seed=seed).val_dataloader()) for seed in (0, 1))
     assert len(one) == len(other)

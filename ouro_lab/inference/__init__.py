@@ -1,0 +1,1 @@
+"""What a trained model does: when a token stops looping."""

@@ -1,0 +1,90 @@
+"""A study that names laws has them fitted to its own runs, in the report."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.blocks import Table
+from analysis.runs import StudyResult
+from analysis.scaling import of_study
+from analysis.scaling.catalogue import RECURRENCE
+from analysis.scaling.fits import fit
+from analysis.scaling.points import Points
+from tests.analysis.test_scaling_laws import BASE, draw, ladder
+
+
+def study(points: Points, laws: list[str], states: dict[int, str] | None = None) -> StudyResult:
+    """A run per point, its loops' losses falling to the last one's."""
+    rows = []
+    for i in range(len(points)):
+        trained = int(points.loops[i])
+        by_loop = {f"final/loss_loop{t}": points.loss[i] + 0.1 * (trained - t) for t in range(1, trained + 1)}
+        rows.append(
+            {
+                "id": f"run-{i}",
+                "state": (states or {}).get(i, "done"),
+                "phase": "main",
+                "cost/parameters": points.parameters[i],
+                "cost/body_parameters": points.recurring[i],
+                "cost/tokens": points.tokens[i],
+                "final/loss": points.loss[i],
+                **by_loop,
+            }
+        )
+    return StudyResult({"name": "made", "figures": {"scaling": laws}}, pd.DataFrame(rows), pd.DataFrame(), [])
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Points:
+    return draw(ladder(loops=(1, 2, 4, 8)), RECURRENCE, run=0.002, point=0.002)
+
+
+def test_points_are_the_finished_runs(drawn: Points) -> None:
+    found = of_study.points(study(drawn, [], {3: "diverged", 5: "failed"}))
+    kept = np.delete(np.arange(len(drawn)), [3, 5])
+    for name in ("once", "recurring", "tokens", "loops", "trained_loops", "loss"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(drawn, name)[kept])
+    assert found.trunks == len(kept)
+
+
+def test_every_loop_is_a_point_of_its_run(drawn: Points) -> None:
+    found = of_study.points(study(drawn, []), every_loop=True)
+    assert len(found) == drawn.loops.sum()
+    eight = found.trained_loops == 8
+    assert set(found.loops[eight]) == set(range(1, 9))
+    last = found.loops == found.trained_loops
+    np.testing.assert_array_equal(found.loss[last], drawn.loss)
+    assert (found.loss[eight & (found.loops == 1)] > drawn.loss[drawn.loops == 8].min() + 0.69).all()
+
+
+def test_section_has_a_row_per_fit_and_says_what_is_supported(drawn: Points, tmp_path: Path) -> None:
+    result = study(drawn, ["chinchilla", "recurrence", "parcae"])
+    table = next(block for block in of_study.section(result, tmp_path, ("svg",)) if isinstance(block, Table))
+    by_law = {row[0].split(":")[0]: row for row in table.rows}
+    assert len(table.rows) == 2 + len(drawn.values("parameters"))  # parcae is stated per size
+    assert by_law["recurrence"][-1].startswith("loop term supported")
+    assert by_law["chinchilla"][-1] == "–"
+    expected = fit(RECURRENCE, drawn)
+    assert f"phi = {expected.values['phi']:.4g} [" in by_law["recurrence"][3]
+    assert float(by_law["recurrence"][4]) < float(by_law["chinchilla"][4])
+    assert len(list(tmp_path.glob("scaling_*.svg"))) == len(table.rows)
+
+
+def test_law_without_an_effect_is_not_supported(tmp_path: Path) -> None:
+    flat = draw(ladder(loops=(1, 2, 4, 8)), RECURRENCE, run=0.002, point=0.002, **{**BASE, "phi": 0.0})
+    table = next(b for b in of_study.section(study(flat, ["recurrence"]), tmp_path, ("svg",)) if isinstance(b, Table))
+    assert table.rows[0][-1].startswith("loop term not supported")
+
+
+def test_too_few_points_are_a_line_instead_of_numbers(drawn: Points, tmp_path: Path) -> None:
+    few = drawn.take((drawn.tokens < 2e6) & (drawn.loops < 4))
+    table = next(b for b in of_study.section(study(few, ["ouro_total"]), tmp_path, ("svg",)) if isinstance(b, Table))
+    assert "not identifiable: needs" in table.rows[0][3]
+
+
+def test_unknown_law_is_named(drawn: Points, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"study\.figures\.scaling = ouro_totl: no such law; valid: mean, data"):
+        of_study.section(study(drawn, ["ouro_totl"]), tmp_path)
+    assert of_study.section(study(drawn, []), tmp_path) == []
