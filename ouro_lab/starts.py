@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from ouro_lab.interop import Trunk
     from ouro_lab.study import Study
 
-GATE = "early_exit_gate."
+WAYS = "{study: …, arm: …} or {from: …}, with layers: […] where the stack is made deeper"
+GATE, LAYERS = "early_exit_gate.", "layers."
 
 
 @dataclass(frozen=True)
 class Start:
     """path: a checkpoint, a trunk folder or a run's directory.
 
-    identity: what a run's hash covers: the weights' digest, or the id of the run that made them.
+    identity: what a run's hash covers: the weights' digest, or the id of the run that made them. layers: which of its
+    layers stands at each place of the backbone's stack, zero-based, to make a stack deeper (paper §5, up-cycling).
     """
 
     path: Path
     identity: str
+    layers: tuple[int, ...] | None = None
 
     def load_into(self, backbone: nn.Module) -> None:
         """Raises ConfigError where they are not this backbone's weights (see `check_fit`)."""
@@ -36,7 +39,15 @@ class Start:
         backbone.load_state_dict(weights, strict=False)
 
     def weights(self) -> dict[str, Tensor]:
-        """By the backbone's own names, on the CPU."""
+        """By the backbone's own names, on the CPU.
+
+        Raises:
+            ConfigError: there are none, or `layers` names one that is not there.
+        """
+        read = self._read()
+        return read if self.layers is None else self._relaid(read, self.layers)
+
+    def _read(self) -> dict[str, Tensor]:
         from ouro_lab.training.checkpoint import backbone_weights, newest
 
         if _is_trunk(self.path):
@@ -45,6 +56,20 @@ class Start:
         if path is None:
             raise ConfigError(f"init_from = {self.path}: has no checkpoint")
         return backbone_weights(path)
+
+    def _relaid(self, weights: Mapping[str, Tensor], layers: tuple[int, ...]) -> dict[str, Tensor]:
+        inside = {name: value for name, value in weights.items() if name.startswith(LAYERS)}
+        count = len({name.split(".")[1] for name in inside})
+        for layer in layers:
+            if not 0 <= layer < count:
+                raise ConfigError(f"init_from.layers = {list(layers)}: {self.path} has layers 0 … {count - 1}")
+        outside = {name: value for name, value in weights.items() if name not in inside}
+        return outside | {
+            f"{LAYERS}{place}.{name.removeprefix(f'{LAYERS}{layer}.')}": value
+            for place, layer in enumerate(layers)
+            for name, value in inside.items()
+            if name.startswith(f"{LAYERS}{layer}.")
+        }
 
     def check_fit(self, weights: Mapping[str, Tensor], backbone: nn.Module) -> None:
         """A gate that the weights lack is left as it was initialised; nothing else may be missing, added or reshaped.
@@ -76,7 +101,7 @@ def find(init_from: str | Mapping[str, Any] | None, seed: int, study: str) -> St
     if init_from is None:
         return None
     if isinstance(init_from, Mapping):
-        return _of_arm(init_from, seed, study)
+        return _mapped(init_from, seed, study)
     path = ROOT / Path(init_from).expanduser()
     if path.is_file() or _is_trunk(path):
         return Start(path, digest(path))
@@ -93,10 +118,22 @@ def digest(path: Path) -> str:
     return _digest(path, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
+def _mapped(init_from: Mapping[str, Any], seed: int, study: str) -> Start | None:
+    """`{study, arm}` or `{from: a path or a run}`, either with `layers`."""
+    source = {key: value for key, value in init_from.items() if key != "layers"}
+    if set(source) not in ({"study", "arm"}, {"from"}):
+        raise ConfigError(f"init_from = {dict(init_from)}: must be a path, a run, or {WAYS}")
+    found = find(source["from"], seed, study) if "from" in source else _of_arm(source, seed, study)
+    if found is None or "layers" not in init_from:
+        return found
+    layers = init_from["layers"]
+    if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
+        raise ConfigError(f"init_from.layers = {layers}: must be a list of layers of the source, as [0, 1, 0, 1]")
+    return Start(found.path, f"{found.identity} layers {layers}", tuple(layers))
+
+
 def _of_arm(init_from: Mapping[str, Any], seed: int, study: str) -> Start:
     """The run of that arm with the same seed and the arm's chosen rate."""
-    if set(init_from) != {"study", "arm"}:
-        raise ConfigError(f"init_from = {dict(init_from)}: must be a path, a run, or {{study: …, arm: …}}")
     name, arm = str(init_from["study"]), str(init_from["arm"])
     words = f"init_from = {{study: {name}, arm: {arm}}}"
     source = _unless_circular(name, arm, study)

@@ -143,7 +143,8 @@ def test_an_arm_of_another_study_is_its_run_of_the_same_seed_once_that_is_done()
         ({"study": "p_hop_quick", "arm": "lopped"}, "arm = lopped: not an arm of p_hop_quick; did you mean looped"),
         ({"study": "p_hop_quik", "arm": "looped"}, "study p_hop_quik: no such file.*did you mean p_hop_quick"),
         ({"study": "mine", "arm": "looped"}, "mine ← mine: a study cannot start from itself"),
-        ({"study": "p_hop_quick"}, "must be a path, a run, or {study: …, arm: …}"),
+        ({"study": "p_hop_quick"}, "must be a path, a run, or {study: …, arm: …} or {from: …}"),
+        ({"from": "nowhere"}, "init_from = nowhere: neither a checkpoint"),
         ("nowhere/at-all", "init_from = nowhere/at-all: neither a checkpoint"),
     ],
     ids=str,
@@ -152,6 +153,37 @@ def test_what_is_not_there_is_one_line(named, message):
     with pytest.raises(ConfigError, match=message) as caught:
         find(named, 0, "mine")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [([0, 2], "has layers 0 … 0"), ("twice", "must be a list of layers"), ([], "must be a list")]
+)
+def test_layers_that_are_not_there_are_refused(layers, message, tmp_path):
+    named = {"from": str(as_trunk(model(1), tmp_path / "trunk")), "layers": layers}
+    with pytest.raises(ConfigError, match=message):
+        find(named, 0, "mine").load_into(model(1, layers=2))
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 0, 1], [0, 0, 1, 1]], ids=["stacked", "interleaved"])
+def test_a_stack_is_made_deeper_by_copies_of_its_layers(layers, tmp_path):
+    source, deep = model(1, layers=2, gate=True), model(2, layers=4, gate=True)
+    named = {"from": str(as_trunk(source, tmp_path / "trunk")), "layers": layers}
+    start = find(named, 0, "mine")
+    start.load_into(deep)
+    for place, layer in enumerate(layers):
+        kept = source.layers[layer].state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in deep.layers[place].state_dict().items())
+    assert torch.equal(deep.norm.weight, source.norm.weight)
+    plain = find(named["from"], 0, "mine")
+    assert len({start.identity, plain.identity, find(named | {"layers": [1, 0, 1, 0]}, 0, "mine").identity}) == 3
+
+
+def test_a_stack_laid_out_once_more_without_a_norm_between_is_the_loop(tmp_path):
+    """2⊗2 whose loops pass no norm is 4⊗1 of the same layers twice."""
+    source, deep = model(1, layers=2, norm_between_loops=False), model(2, layers=4, loops=1)
+    path = as_checkpoint(source, tmp_path / "some.ckpt")
+    find({"from": str(path), "layers": [0, 1, 0, 1]}, 0, "mine").load_into(deep)
+    assert torch.allclose(logits(deep), logits(source), atol=1e-6)
 
 
 def test_a_changed_file_of_ones_own_changes_the_runs_hash(tmp_path):
