@@ -11,7 +11,9 @@ import pytest
 import torch
 from released_twin import build, weights
 
-from ouro_lab.interop import read_ouro, write_ouro
+from ouro_lab.data.tokenizer import ByteTokenizer
+from ouro_lab.interop import Trunk, export_trunk, read_ouro, write_ouro
+from ouro_lab.model import LoopedTransformer, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TWINS = [(4, False, 1), (2, True, 2), (2, False, 3), (4, True, 4)]  # kv heads, tied, loops
@@ -61,3 +63,19 @@ def test_numbers_gradients_caches_generation_and_losses_are_the_equations(python
         again, _ = read_ouro(folder / "saved")  # what transformers saved is an Ouro for our strict reader too
         assert own.config == again.config
         assert all(torch.equal(again.state_dict()[name], value) for name, value in own.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_trunk_without_a_gate_and_its_tokenizer_open_in_transformers(python: str, tmp_path: Path) -> None:
+    text = "naïve loops, twice"
+    model = LoopedTransformer(ModelConfig(257, 2, loops=2, width=16, heads=2, kv_heads=1, init_std=0.3))
+    model.initialise(0)
+    trunk = export_trunk(Trunk(model, ByteTokenizer(), {"length": 32}, ""), tmp_path / "trunk", dtype="bfloat16")
+    found = run(python, "trunk_probe.py", str(tmp_path / "trunk"), text, home=tmp_path / "home")
+    assert found["ids"] == list(text.encode()) and found["back"] == text
+    assert found["no gate"] and found["eos"] == [256, 256] and found["dtype"] == "torch.bfloat16"
+    assert found["refused"] == ["sliding_window", "early_exit_threshold", "rope_scaling"]
+    with torch.no_grad():
+        want = trunk.model(torch.tensor([found["ids"]]))[0, -1].double()
+    torch.testing.assert_close(torch.tensor(found["logits"], dtype=torch.float64), want, rtol=0, atol=0.05)
