@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from ouro_lab.bench import memory
+from ouro_lab.bench import decoding, memory
 from ouro_lab.bench.machine import fastest_gemm
 from ouro_lab.bench.overhead import overhead
 from ouro_lab.bench.packing import tokenise_and_pack
@@ -104,6 +104,10 @@ CASES: dict[str, Callable[[Effort], Iterator[Line]]] = {
     "recompute": recompute,
     "tokenise": tokenise,
     "honest": honest,
+    "decode": decoding.decode,
+    "decode_exits": decoding.decode_exits,
+    "decode_cache": decoding.decode_cache,
+    "speculation": decoding.speculation,
 }
 
 

@@ -1,0 +1,179 @@
+"""Generation: a full-depth token against its matrix products alone, exits against what their loops cost, speculation.
+
+Ideal time of exits: executed loops at the time of a pass over full slots, and tokens at the time of the head, both
+measured in turn with it. Weights are untrained; what is drawn is how deep a token goes.
+"""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ouro_lab.bench.table import Line, Row
+from ouro_lab.bench.timing import Effort, interleave, ratio
+from ouro_lab.inference.cache import POLICIES, KVCache
+from ouro_lab.inference.engine import Engine, Request
+from ouro_lab.inference.exits import ExitRule, RandomExit
+from ouro_lab.inference.speculative import Speculator
+from ouro_lab.model import LoopedTransformer, ModelConfig
+
+SHAPE = ModelConfig(vocab_size=4096, layers=8, loops=4, width=512, heads=8)
+PROMPT, TOKENS, LENGTH = 64, 4, 256  # tokens; a call makes so many per slot
+DEPTHS = (0.4, 0.3, 0.2, 0.1)  # of exits after loop 1 … 4: mean 2, standard deviation 1
+AGREEING = 0.1  # gain of what layers add: so small that most first guesses last, as in a trained model
+
+
+def decode(effort: Effort) -> Iterator[Line]:
+    for batch in (1, 8):
+        samples = interleave({"ours": Decoding(engine(batch), None), "products": products(SHAPE, batch)}, effort)
+        what = f"{TOKENS} tokens at full depth, {describe(batch)}, against their products alone: time"
+        medians = median(samples["ours"]), median(samples["products"])
+        yield Row(f"decode_{batch}", what, ratio(samples, "ours", "products"), 1.2, True, *medians, "s", samples)
+
+
+def decode_exits(effort: Effort) -> Iterator[Line]:
+    for batch, target in ((1, 0.90), (8, 0.75)):
+        ours = Decoding(engine(batch), RandomExit(probabilities=DEPTHS))
+        passes = max(1, SHAPE.loops * TOKENS)
+        sides = {"ours": ours, "pass": repeated(ours.one_pass, passes), "head": repeated(ours.head, passes)}
+        ours()
+        samples = interleave(sides, effort)
+        per_call = ours.passes / ours.calls, ours.tokens / ours.calls / batch
+        ideal = [
+            (per_call[0] * body + per_call[1] * head) / passes
+            for body, head in zip(samples["pass"], samples["head"], strict=True)
+        ]
+        samples["ideal"] = ideal
+        what = f"tokens at {ours.mean_loops:.2f} loops on average (s.d. 1), {describe(batch)}: share of the ideal"
+        medians = median(samples["ours"]), median(ideal)
+        yield Row(f"exits_{batch}", what, ratio(samples, "ideal", "ours"), target, False, *medians, "s", samples)
+
+
+def decode_cache(effort: Effort) -> Iterator[Line]:
+    full = KVCache(SHAPE, "full", 8, LENGTH, SHAPE.loops, device="meta").bytes
+    for policy in POLICIES:
+        held = KVCache(SHAPE, policy, 8, LENGTH, SHAPE.loops, device="meta").bytes
+        what = f"keys and values of 8 × {LENGTH} positions under {policy}, against full: memory"
+        yield Row(f"cache_{policy}", what, held / full, None, True, held, full, "B")
+
+
+def speculation(effort: Effort) -> Iterator[Line]:
+    """Ours is two loops' draft, verified; the rival is full depth, token by token. Both make the same text."""
+    model = untrained()
+    for layer in model.layers:
+        layer.input_layernorm_2.weight.data.fill_(AGREEING)
+        layer.post_attention_layernorm_2.weight.data.fill_(AGREEING)
+    prompt, new = random_prompts(1), 32
+    speculator = Speculator(model, 1, LENGTH, draft_loops=1, draft_tokens=4)
+    plain = Decoding(engine(1, model), None, prompt, new)
+    found: list[Any] = []
+
+    def speculate() -> None:
+        found[:] = speculator.generate(prompt, new)
+
+    samples = interleave({"ours": speculate, "rival": plain}, effort)
+    share = found[0].accepted / max(1, found[0].drafted)
+    what = f"{new} tokens, drafts of 4 after loop 1 of {SHAPE.loops}, {share:.2f} accepted, against full depth: speed"
+    medians = median(samples["ours"]), median(samples["rival"])
+    yield Row("speculation", what, ratio(samples, "rival", "ours"), None, False, *medians, "s", samples)
+
+
+class Decoding:
+    """A call goes on from the prompts until `new` tokens per slot are made; no slot is ever idle."""
+
+    def __init__(
+        self, engine: Engine, rule: ExitRule | None, prompts: list[list[int]] | None = None, new: int = TOKENS
+    ) -> None:
+        self.engine, self.rule, self.new = engine, rule, new
+        self.slots = list(range(engine.count))
+        self.calls = self.passes = self.tokens = 0
+        self.prompts = random_prompts(engine.count) if prompts is None else prompts
+        engine.admit({slot: Request(prompt, slot) for slot, prompt in enumerate(self.prompts)}, None)
+        self.first = dict(zip(self.slots, self.head(), strict=True))
+
+    @property
+    def mean_loops(self) -> float:
+        return self.passes * len(self.slots) / max(1, self.tokens)
+
+    def __call__(self) -> None:
+        for slot in self.slots:
+            self.engine.slots.position[slot] = PROMPT - 1
+        self.engine.go_on(self.first)
+        made = 0
+        while made < self.new * len(self.slots):
+            over = self.engine.advance(self.slots, self.rule)
+            self.passes += 1
+            if over:
+                made += len(over)
+                self.engine.go_on(dict(zip(over, self.engine.logits(over).argmax(-1).tolist(), strict=True)))
+        self.calls += 1
+        self.tokens += made
+
+    def head(self) -> list[int]:
+        return self.engine.logits(self.slots).argmax(-1).tolist()
+
+    @torch.inference_mode()
+    def one_pass(self) -> None:
+        """Of the first loop, at the places where the slots are; nothing is decided."""
+        self.engine.slots.loop = [0] * len(self.slots)
+        self.engine.slots.advance(self.slots, self.engine.cache)
+
+
+def products(config: ModelConfig, batch: int) -> Callable[[], None]:
+    """Of as many tokens as a call makes: the layers' fused products, scores and mix over the mean length, the head.
+
+    Every layer has its own weights, every layer and loop its own keys and values, as in the model: what does not fit
+    into the caches has to come from memory here too.
+    """
+    width, ffn, heads, size = config.width, config.ffn_width or 0, config.heads, config.head_dim or 0
+    length = PROMPT + TOKENS // 2
+    shapes = ((width, 3 * width), (width, width), (width, 2 * ffn), (ffn, width))
+    layers = [[torch.randn(*shape) for shape in shapes] for _ in range(config.layers)]
+    head = torch.randn(width, config.vocab_size)
+    keys, values = torch.randn(2, config.loops, config.layers, batch * heads, length, size)
+    x, wide, q = torch.randn(batch, width), torch.randn(batch, ffn), torch.randn(batch * heads, 1, size)
+
+    def layer(weights: list[Tensor], k: Tensor, v: Tensor) -> None:
+        torch.mm(x, weights[0])
+        torch.bmm(torch.bmm(q, k.transpose(1, 2)), v)
+        torch.mm(x, weights[1])
+        torch.mm(x, weights[2])
+        torch.mm(wide, weights[3])
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(TOKENS):
+            for loop in range(config.loops):
+                for number, weights in enumerate(layers):
+                    layer(weights, keys[loop, number], values[loop, number])
+            torch.mm(x, head)
+
+    return run
+
+
+def repeated(call: Callable[[], object], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def untrained() -> LoopedTransformer:
+    model = LoopedTransformer(SHAPE)
+    model.initialise(0)
+    return model
+
+
+def engine(batch: int, model: LoopedTransformer | None = None) -> Engine:
+    return Engine(untrained() if model is None else model, batch, LENGTH)
+
+
+def random_prompts(count: int) -> list[list[int]]:
+    return torch.randint(SHAPE.vocab_size, (count, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def describe(batch: int) -> str:
+    return f"{SHAPE.shape}, d {SHAPE.width}, V {SHAPE.vocab_size:,}, B {batch}, float32"

@@ -1,0 +1,109 @@
+"""Slots, each with one token under way at a loop of its own: a pass takes any of them one loop further."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ouro_lab.inference.cache import KVCache
+from ouro_lab.inference.exits import ExitRule, LoopView, survive
+from ouro_lab.inference.stack import Stack
+
+
+ROW_STRIDE = 1 << 20  # no sequence is as long
+
+
+def row_number(seed: int, position: int) -> int:
+    """Of a token, for rules that draw: the same whatever else is in the batch."""
+    return seed * ROW_STRIDE + position
+
+
+class Slots:
+    """States of `count` slots in buffers that no pass allocates anew.
+
+    A token is begun, takes passes, and is over when `leaving` names its slot; nothing waits for other slots.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, stack: Stack, count: int, loops: int) -> None:
+        self.stack, self.loops = stack, loops
+        self.position = [0] * count
+        self.loop = [0] * count  # how many the token has finished
+        self.seed = [0] * count  # the sequence's, which makes row numbers
+        width = stack.config.width
+        self.stream, self.hidden, self.previous = torch.zeros(3, count, width, dtype=stack.dtype, device=stack.device)
+        wide = torch.promote_types(torch.float32, stack.dtype)
+        self.log_survival = torch.zeros(count, dtype=wide, device=stack.device)
+        self.gate_logits = torch.zeros(loops, count, dtype=stack.dtype, device=stack.device)
+
+    def begin(self, tokens: Mapping[int, int], positions: Mapping[int, int]) -> None:
+        """Puts tokens into their slots, before the first loop."""
+        index = self._index(list(tokens))
+        self.stream.index_copy_(0, index, self.stack.embed(self._index(list(tokens.values()))))
+        self.hidden.index_fill_(0, index, 0.0)
+        self.log_survival.index_fill_(0, index, 0.0)
+        for slot in tokens:
+            self.position[slot], self.loop[slot] = positions[slot], 0
+
+    def arrive(self, positions: Mapping[int, int], hidden: Tensor) -> None:
+        """Says that the tokens at `positions`, by slot, have been through all loops, to the states [N, d]."""
+        self.hidden.index_copy_(0, self._index(list(positions)), hidden)
+        for slot, position in positions.items():
+            self.position[slot], self.loop[slot] = position, self.loops
+
+    def advance(self, slots: list[int], read: KVCache, *others: KVCache) -> None:
+        """One loop more for each of `slots`, which may be at different loops, in one pass.
+
+        read: whose policy decides what is attended to. others: caches that keep the same tokens, for later.
+        """
+        loops = [self.loop[slot] + 1 for slot in slots]
+        positions = [self.position[slot] for slot in slots]
+        index, rope = self._index(slots), self.stack.rope(self._index(positions), read.length)
+        attend = read.attend(slots, loops, positions, *others)
+        x, hidden = self.stack.loop(self.stream.index_select(0, index), rope, attend)
+        self.stream.index_copy_(0, index, x)
+        self.previous.index_copy_(0, index, self.hidden.index_select(0, index))
+        self.hidden.index_copy_(0, index, hidden)
+        for slot, loop in zip(slots, loops, strict=True):
+            self.loop[slot] = loop
+
+    def leaving(self, slots: list[int], rule: ExitRule | None) -> list[int]:
+        """Those of `slots` whose token ends here: by the rule, which is not asked at the last loop, or there."""
+        asked = [slot for slot in slots if self.loop[slot] < self.loops]
+        if rule is None or not asked:
+            return [slot for slot in slots if self.loop[slot] == self.loops]
+        stays = {slot for slot, out in zip(asked, rule.exits(self._view(asked)).tolist(), strict=True) if not out}
+        return [slot for slot in slots if slot not in stays]
+
+    def logits(self, slots: list[int]) -> Tensor:
+        """[N, V] of the states that `slots` have reached."""
+        return self.stack.logits(self.hidden.index_select(0, self._index(slots)))
+
+    def _view(self, slots: list[int]) -> LoopView:
+        index, loop = self._index(slots), self._index([self.loop[slot] for slot in slots])
+        hidden, previous = self.hidden.index_select(0, index), self.previous.index_select(0, index)
+        survival, gates = self._gate(hidden, index, loop)
+        return LoopView(
+            loop=loop,
+            hidden=hidden,
+            previous=previous,
+            log_survival=survival,
+            logits=lambda: self.stack.logits(hidden),
+            previous_logits=lambda: self.stack.logits(previous),
+            row=self._index([row_number(self.seed[slot], self.position[slot]) for slot in slots]),
+            gate_logits=gates,
+        )
+
+    def _gate(self, hidden: Tensor, index: Tensor, loop: Tensor) -> tuple[Tensor, Tensor | None]:
+        """log Π (1 − λ_j) [N] and the gate logits [T, N], of which a row's own loops are filled."""
+        survival, gate = self.log_survival.index_select(0, index), self.stack.gate
+        if gate is None:
+            return survival, None
+        logit = gate(hidden).squeeze(-1)
+        survival = survive(survival, logit)
+        self.log_survival.index_copy_(0, index, survival)
+        self.gate_logits[loop - 1, index] = logit
+        return survival, self.gate_logits.index_select(1, index)
+
+    def _index(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.stack.device)
