@@ -166,4 +166,3 @@ class KVCache:
             pending.index_copy_(0, index, torch.where(fresh, kv, blended))
 
         return keep
-

@@ -23,7 +23,9 @@ LENGTH = 2048  # positions, where a checkpoint does not say what it was trained 
 class Chat:
     """Prompt and continuation, one after the other; nothing is remembered between prompts."""
 
-    def __init__(self, trunk: Any, rule: ExitRule | None, tokens: int, sampling: Sampling, seed: int, decode: str) -> None:
+    def __init__(
+        self, trunk: Any, rule: ExitRule | None, tokens: int, sampling: Sampling, seed: int, decode: str
+    ) -> None:
         if trunk.tokenizer is None:
             raise ValueError("CKPT has no tokenizer: must be a model of text")
         self.tokenizer, self.rule, self.tokens, self.sampling = trunk.tokenizer, rule, tokens, sampling

@@ -121,7 +121,12 @@ def attention(q: Tensor, seen: Sequence[Pair]) -> Tensor:
 
 
 def continued(
-    oracle: Oracle, prompt: Sequence[int], new: int, rule: ExitRule | None = None, prefill_exits: bool = False, seed: int = 0
+    oracle: Oracle,
+    prompt: Sequence[int],
+    new: int,
+    rule: ExitRule | None = None,
+    prefill_exits: bool = False,
+    seed: int = 0,
 ) -> list[tuple[int, int]]:
     """Greedy tokens after `prompt`, each with the loops executed to make it."""
     for token in prompt:

@@ -18,11 +18,15 @@ from ouro_lab.model.transformer import LoopedTransformer
 
 @dataclass
 class Speculated:
-    """New tokens, a stop token included; how many tokens were drafted and how many of these were right."""
+    """New tokens, a stop token included; how many tokens were drafted and how many of these were right.
+
+    passes: through the stack, one after another, of drafting and verifying; plain decoding takes T a token.
+    """
 
     tokens: list[int] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
+    passes: int = 0
 
 
 class Speculator:
@@ -106,12 +110,11 @@ class Speculator:
             right = _agreeing([draft[row] for draft in drafts], [each[row] for each in true])
             results[slot].drafted += count
             results[slot].accepted += right
+            results[slot].passes += (count + 1) * self.draft_loops + self.loops - self.draft_loops
             made[slot] = [each[row] for each in true[: right + 1]]
         return made
 
-    def _loops(
-        self, x: Tensor, first: int, last: int, slots: list[int], positions: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _loops(self, x: Tensor, first: int, last: int, slots: list[int], positions: list[int]) -> tuple[Tensor, Tensor]:
         """Loops `first` … `last` of rows [R, d]: the stream and the normed state."""
         stack, cache, hidden = self.engine.stack, self.engine.cache, x
         rope = stack.rope(torch.tensor(positions, device=x.device), cache.length)

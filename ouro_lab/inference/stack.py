@@ -31,7 +31,9 @@ class Stack:
     def __init__(self, model: LoopedTransformer) -> None:
         if model.config.read_out_every:
             valid = "null: an untied stack has no loop to repeat"
-            raise ValueError(f"backbone.read_out_every = {model.config.read_out_every}: for generation it must be {valid}")
+            raise ValueError(
+                f"backbone.read_out_every = {model.config.read_out_every}: for generation it must be {valid}"
+            )
         self.config = model.config
         self.embedding = model.embed_tokens.weight.detach()  # [V, d]
         self.layers = [FusedLayer(layer, model.config.head_dim) for layer in model.layers]

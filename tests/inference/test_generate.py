@@ -133,7 +133,10 @@ def test_the_rule_is_not_asked_at_the_last_loop(make_model) -> None:
         ({"decode": "deepest"}, "decode = 'deepest': must be one of full, last_available, last, first, mean"),
         ({"prefill": "none"}, "prefill = 'none': must be one of"),
         ({"decode": "full", "rule": StaticDepth(1)}, "decode = full: must be last_available, last, first or mean"),
-        ({"prefill_exits": True, "rule": StaticDepth(1)}, "prefill = full: must be last_available, last, first or mean"),
+        (
+            {"prefill_exits": True, "rule": StaticDepth(1)},
+            "prefill = full: must be last_available, last, first or mean",
+        ),
         ({"rule": QExit(0.5)}, r"rule = QExit\(.*\): needs an exit gate, which this model lacks"),
         ({"loops": 0}, "loops = 0: must be an integer ≥ 1"),
     ],

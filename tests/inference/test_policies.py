@@ -88,7 +88,9 @@ def test_the_oracle_at_full_depth_is_the_model(make_model, changes: dict) -> Non
 
 def test_policies_are_five_different_things(make_model, scattered) -> None:
     model = make_model()
-    ends = {name: oracle_steps(Oracle(model, decode=name), PROMPTS[0], scattered, False, 0)[-1].logits for name in SHARED}
+    ends = {
+        name: oracle_steps(Oracle(model, decode=name), PROMPTS[0], scattered, False, 0)[-1].logits for name in SHARED
+    }
     ends["last_available"] = oracle_steps(Oracle(model), PROMPTS[0], scattered, False, 0)[-1].logits
     ends["full"] = oracle_steps(Oracle(model, decode="full"), PROMPTS[0], None, False, 0)[-1].logits
     for one, other in product(ends, ends):
