@@ -17,8 +17,8 @@ class Drafting:
     draft_loops, draft_tokens: `Speculator`'s. tokens: new ones per row. rows: at most so many of the split.
 
     Values: `draft/acceptance`, accepted over drafted tokens; `draft/passes`, through the stack per new token, one after
-    another, where plain decoding needs T; `draft/speed`, T over that: what drafting gains where a pass takes as long for
-    a few tokens as for one.
+    another, where plain decoding needs T; `draft/speed`, T over that: the gain where a pass takes as long for a few
+    tokens as for one.
 
     Raises:
         ValueError: naming the field; or that no row of the split is as long as the prompt.
