@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report power match evidence export claims ui test bench check setup clean FORCE
+.PHONY: help experiment list status report power match evidence export chat claims ui test bench check setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,12 +22,18 @@ export TORCH_CHOICE := $(or $(TORCH_SPEC),$(TORCH_DEFAULT)) $(if $(TORCH_INDEX),
 endif
 
 # As typed: make would expand the $ of ${backbone.width}.
-export NAME LAUNCHER BUDGET RUN OUT
+export NAME LAUNCHER BUDGET RUN OUT CKPT
 export OVERRIDES_TYPED := $(value OVERRIDES)
 
 ifneq ($(filter experiment status report power match evidence,$(MAKECMDGOALS)),)
 ifeq ($(strip $(NAME)),)
 $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
+endif
+endif
+
+ifneq ($(filter chat,$(MAKECMDGOALS)),)
+ifeq ($(strip $(CKPT)),)
+$(error CKPT is missing: make chat CKPT=<a model's folder, as trunks/text/seed_0, or a run's directory>)
 endif
 endif
 
@@ -84,6 +90,9 @@ evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_h
 
 export: $(READY)  ## a run's newest checkpoint in Ouro's Hugging Face layout: RUN=p_hop/<run id> OUT=<new folder>
 	@$(PY) -m ouro_lab.interop export "$$RUN" "$$OUT"
+
+chat: $(READY)  ## what a model goes on with, coloured by loops: CKPT=trunks/text/seed_0 ARGS="--rule 'QExit(q=0.5)'"
+	@$(PY) -m ouro_lab.inference.chat "$$CKPT" $(ARGS)
 
 claims: $(READY)  ## the claims ledger, docs/claims.md and .html, from committed evidence alone
 	@$(PY) -m analysis.claims
