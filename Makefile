@@ -43,6 +43,12 @@ $(error RUN or OUT is missing: make export RUN=<study>/<run id> OUT=<new folder>
 endif
 endif
 
+ifneq ($(filter chat,$(MAKECMDGOALS)),)
+ifeq ($(strip $(CKPT)),)
+$(error CKPT is missing: make chat CKPT=<folder, run directory or checkpoint> ARGS="--rule 'QExit(q=0.5)'")
+endif
+endif
+
 # Runs $(PY) with the words given and those of OVERRIDES, split and unquoted as a shell would, and nothing else expanded.
 WITH_OVERRIDES := $(PY) -c 'import os, shlex, sys; \
 	os.execv(sys.executable, [sys.executable, *sys.argv[1:], *shlex.split(os.environ["OVERRIDES_TYPED"])])'
@@ -65,7 +71,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo; echo '  NAME=<study>  OVERRIDES="key=value key=value"  LAUNCHER=local|slurm  PYTHON=python3.12'
 	@echo '  BUDGET=<minutes>  TORCH_SPEC=torch==2.13.0  TORCH_INDEX=<url of another build>'
-	@echo '  ARGS="options of pytest, or of bench"'
+	@echo '  ARGS="options of pytest, bench or chat"'
 
 experiment: $(READY)  ## run a study, or finish it, and report: NAME=p_hop, BUDGET=20 cuts it to minutes
 	@$(WITH_OVERRIDES) -m ouro_lab run "$$NAME" $${BUDGET:+--budget="$$BUDGET"} $${LAUNCHER:+launcher="$$LAUNCHER"}
@@ -91,7 +97,7 @@ evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_h
 export: $(READY)  ## a run's newest checkpoint in Ouro's Hugging Face layout: RUN=p_hop/<run id> OUT=<new folder>
 	@$(PY) -m ouro_lab.interop export "$$RUN" "$$OUT"
 
-chat: $(READY)  ## what a model goes on with, coloured by loops: CKPT=trunks/text/seed_0 ARGS="--rule 'QExit(q=0.5)'"
+chat: $(READY)  ## a model goes on from what you type, coloured by loops: CKPT=trunks/… ARGS="--rule 'QExit(q=0.5)'"
 	@$(PY) -m ouro_lab.inference.chat "$$CKPT" $(ARGS)
 
 claims: $(READY)  ## the claims ledger, docs/claims.md and .html, from committed evidence alone

@@ -102,20 +102,21 @@ class KVCache:
     def reading(self, slots: list[int], loops: list[int], positions: list[int]) -> Read:
         """Attention of N tokens' queries [N, H, D] over all that is in their slots up to their own place; [N, H·D].
 
-        Row by row over just as much as there is: rows may be at any loop and length, and none pays for another's.
+        Queries carry the scale. Row by row over just as much as there is: rows
+        may be at any loop and length, and none pays for another's.
         """
         where = zip(slots, loops, positions, strict=True)
         rows = [self._seen(self.plane(loop), slot, position + 1) for slot, loop, position in where]
+        wide = torch.promote_types(torch.float32, self.data.dtype)
 
         def read(layer: int, q: Tensor) -> Tensor:
-            q = (q * q.shape[-1] ** -0.5).unflatten(1, (self.key_heads, -1))  # [N, K, H/K, D]
-            wide = torch.promote_types(torch.float32, q.dtype)
-            mixed = []
-            for one, row in zip(q.unbind(), rows, strict=True):
+            grouped = q.view(len(rows), self.key_heads, -1, q.shape[-1])  # [N, K, H/K, D]
+            mixed = torch.empty_like(grouped, memory_format=torch.contiguous_format)
+            for row, one, out in zip(rows, grouped.unbind(), mixed.unbind(), strict=True):
                 keys, values = row[layer]
                 weights = torch.bmm(one, keys).softmax(-1, dtype=wide).to(q.dtype)  # [K, H/K, S]
-                mixed.append(torch.bmm(weights, values))
-            return torch.stack(mixed).flatten(1)
+                torch.bmm(weights, values, out=out)
+            return mixed.flatten(1)
 
         return read
 

@@ -24,7 +24,9 @@ from ouro_lab.inference.rule_text import parse_rule
 from ouro_lab.inference.slots import row_number
 from ouro_lab.model.transformer import LoopedTransformer
 
-STYLE = """body{font:1.05rem/1.9 Georgia,serif;max-width:46rem;margin:3rem auto;padding:0 1rem;color:#111;background:#fff}
+STYLE = """
+body{font:1.05rem/1.9 Georgia,serif;max-width:46rem;margin:3rem auto;padding:0 1rem;color:#111}
+html{background:#fff}
 header{font:.85rem/1.5 system-ui,sans-serif;color:#555;margin-bottom:2rem}
 p{white-space:pre-wrap;overflow-wrap:anywhere}span{border-radius:.2em;padding:.1em 0}header span{padding:.1em .5em}"""
 

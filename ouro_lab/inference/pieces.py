@@ -11,7 +11,7 @@ class Decoder(Protocol):
 
 
 def pieces(tokenizer: Decoder, tokens: Iterable[tuple[int, int]]) -> Iterator[tuple[str, int]]:
-    """Text and loops of (token, loops) as they come; a character of several tokens waits for its last, the deepest counts.
+    """Text and loops of (token, loops) as they come; a character of several tokens is as deep as its deepest.
 
     What never becomes a character comes at the end, as the tokenizer decodes it.
     """

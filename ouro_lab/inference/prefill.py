@@ -61,5 +61,6 @@ def _mixed(q: Tensor, kv: Tensor, earlier: Tensor | None) -> Tensor:
         mask, seen = torch.cat([ones.tril(-1), ones.tril() & ones.triu()], 1), torch.cat([earlier, kv])  # [S, 2S]
     k, v = seen.transpose(0, 1).unsqueeze(0).chunk(2, 1)  # [1, K, S or 2S, D]
     q, grouped = q.transpose(0, 1).unsqueeze(0), q.shape[1] != k.shape[1]
-    mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)  # [1, H, S, D]
+    how = {"is_causal": mask is None, "scale": 1.0, "enable_gqa": grouped}  # queries carry the scale
+    mixed = F.scaled_dot_product_attention(q, k, v, mask, **how)  # [1, H, S, D]
     return mixed.squeeze(0).transpose(0, 1).flatten(1)

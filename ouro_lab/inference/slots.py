@@ -9,7 +9,6 @@ from ouro_lab.inference.cache import KVCache
 from ouro_lab.inference.exits import ExitRule, LoopView, survive
 from ouro_lab.inference.stack import Stack
 
-
 ROW_STRIDE = 1 << 20  # no sequence is as long
 
 

@@ -1,8 +1,8 @@
 """Self-speculation: the first loops draft some tokens, one pass through the rest verifies them, greedy.
 
 The draft's states and its keys and values of loops 1 … r are those that full depth would make of the same tokens: the
-verifier goes on from them, so a draft that is accepted costs no loop twice. What comes out is the full-depth greedy text,
-up to ties that rounding decides. Source of the idea: paper §7.3, which measures nothing.
+verifier goes on from them, so a draft that is accepted costs no loop twice. What comes out is the full-depth greedy
+text, up to ties that rounding decides. Source of the idea: paper §7.3, which measures nothing.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """The layers of a looped transformer for rows of any kind: one token each, of any sequence, at any position and loop.
 
 Weights are laid out once for products of few rows: query, key and value in one matrix, SwiGLU's gate and up in another,
-all as [in, out], which reads memory in the order in which it lies. They are copies: a stack does not see later training.
+all as [in, out], which reads memory in the order in which it lies. They are copies, which later training leaves alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ouro_lab.model.attention import Rope, rope_tables
-from ouro_lab.model.layers import GELU, Attention, Layer, RMSNorm
+from ouro_lab.model.layers import GELU, Attention, Layer, RMSNorm, SwiGLU
 from ouro_lab.model.transformer import LoopedTransformer
 
 # (layer, q [R, H, D], keys and values [R, 2K, D]) -> [R, H·D]; queries and keys are rotated
@@ -77,53 +77,55 @@ class Stack:
 
 
 class FusedLayer:
-    """`Layer` with fewer products; norms keep their gains, so that rounding stays the layer's."""
+    """`Layer` with fewer products and operations; norms keep their gains, so that rounding stays the layer's."""
 
     def __init__(self, layer: Layer, head_dim: int) -> None:
         attention: Attention = layer.self_attn
         self.dim = head_dim
         self.heads = attention.q_proj.out_features // head_dim
         self.key_heads = attention.k_proj.out_features // head_dim
-        self.qkv = fused(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = fused(attention.o_proj)
+        # Queries carry the scale of the scores, exactly where it is a power of two, as with 16, 64 or 256 a head.
+        scales = (head_dim**-0.5, 1.0, 1.0)
+        self.qkv = fused((attention.q_proj, attention.k_proj, attention.v_proj), scales)
+        self.out = fused((attention.o_proj,))
         self.mlp = mlp_of(layer.mlp)
-        norms = (layer.input_layernorm, layer.input_layernorm_2)
-        self.before_attention, self.after_attention = (norm_of(norm) for norm in norms)
-        norms = (layer.post_attention_layernorm, layer.post_attention_layernorm_2)
-        self.before_mlp, self.after_mlp = (norm_of(norm) for norm in norms)
+        self.before_attention, self.before_mlp = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
+        self.add_attention = branch_of(layer.input_layernorm_2)
+        self.add_mlp = branch_of(layer.post_attention_layernorm_2)
 
     def __call__(self, number: int, x: Tensor, rope: Rope, attend: Attend, dtype: torch.dtype) -> Tensor:
         """[R, d] to [R, d]. Few and in place: an operation here costs what it takes to start."""
-        qkv = self.qkv(self.before_attention(x)).to(dtype).unflatten(-1, (-1, self.dim))  # [R, H + 2K, D]
+        qkv = self.qkv(self.before_attention(x)).to(dtype).view(x.shape[0], -1, self.dim)  # [R, H + 2K, D]
         rotate_(qkv[:, : self.heads + self.key_heads], rope)
-        mixed = attend(number, qkv[:, : self.heads], qkv[:, self.heads :]).to(x.dtype)  # [R, H·D]
-        x = self.after_attention(self.out(mixed)).add_(x)
-        return self.after_mlp(self.mlp(self.before_mlp(x))).add_(x)
+        q, kv = qkv.split((self.heads, 2 * self.key_heads), 1)
+        x = self.add_attention(x, self.out(attend(number, q, kv).to(x.dtype)))
+        return self.add_mlp(x, self.mlp(self.before_mlp(x)))
 
 
 def rotate_(x: Tensor, rope: Rope) -> None:
     """Rotary embedding of x [R, heads, D], in place."""
     cos, sin = rope
-    halves = x.unflatten(-1, (2, -1))  # [R, heads, 2, D/2]
-    swapped = halves.flip(-2)
+    halves = x.view(*x.shape[:2], 2, -1)  # [R, heads, 2, D/2]
+    swapped = halves.flip(2)
     halves.mul_(cos).addcmul_(swapped, sin)
 
 
-def fused(*linears: nn.Linear) -> Map:
-    """One product for maps of the same input."""
-    weight = torch.cat([linear.weight.detach() for linear in linears]).t().contiguous()  # [in, out]
+def fused(linears: Sequence[nn.Linear], scales: Sequence[float] = (1.0,)) -> Map:
+    """One product for maps of the same input, each times its scale."""
+    pairs = list(zip(linears, scales, strict=True))
+    weight = torch.cat([linear.weight.detach() * scale for linear, scale in pairs]).t().contiguous()  # [in, out]
     if linears[0].bias is None:
         return partial(torch.mm, mat2=weight)
-    bias = torch.cat([linear.bias.detach() for linear in linears])
+    bias = torch.cat([linear.bias.detach() * scale for linear, scale in pairs])
     return lambda x: torch.addmm(bias, x, weight)
 
 
-def mlp_of(mlp: nn.Module) -> Map:
-    down = fused(mlp.down_proj)
+def mlp_of(mlp: SwiGLU | GELU) -> Map:
+    down = fused((mlp.down_proj,))
     if isinstance(mlp, GELU):
-        up = fused(mlp.up_proj)
+        up = fused((mlp.up_proj,))
         return lambda x: down(F.gelu(up(x), approximate="tanh"))
-    both = fused(mlp.gate_proj, mlp.up_proj)
+    both = fused((mlp.gate_proj, mlp.up_proj), (1.0, 1.0))
 
     def swiglu(x: Tensor) -> Tensor:
         gate, up = both(x).chunk(2, -1)
@@ -133,14 +135,31 @@ def mlp_of(mlp: nn.Module) -> Map:
 
 
 def norm_of(norm: nn.Module) -> Map:
-    """The norm; in float32 and wider RMS norm in four operations, g·x/√(‖x‖²/d + ε) = √d·g·x/√(‖x‖² + (√(d·ε))²)."""
-    if not isinstance(norm, RMSNorm) or norm.weight.dtype not in (torch.float32, torch.float64):
-        return norm  # in narrow types the model's own steps decide the rounding
+    """The norm; RMS norm in float32 and wider as g·√d·x/√(‖x‖² + d·ε), which are four operations."""
+    if not isinstance(norm, RMSNorm) or not quick(norm):
+        return norm
+    gain, floor = _constants(norm)
+    return lambda x: x.div(_length(x, floor)).mul_(gain)
+
+
+def branch_of(norm: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x, y) to x + norm(y), which may use y up."""
+    if not isinstance(norm, RMSNorm) or not quick(norm):
+        return lambda x, y: norm(y).add(x)
+    gain, floor = _constants(norm)
+    return lambda x, y: torch.addcmul(x, y.div_(_length(y, floor)), gain)
+
+
+def quick(norm: RMSNorm) -> bool:
+    """Whether operations may come in another order than the model's, whose own decide the rounding in narrow types."""
+    return norm.weight.dtype in (torch.float32, torch.float64)
+
+
+def _length(x: Tensor, floor: Tensor) -> Tensor:
+    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
+
+
+def _constants(norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    """g·√d and √(d·ε)."""
     root = norm.weight.numel() ** 0.5
-    gain, floor = norm.weight.detach() * root, norm.weight.new_tensor(norm.eps**0.5 * root)
-
-    def rms(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x.div(torch.hypot(length, floor)).mul_(gain)
-
-    return rms
+    return norm.weight.detach() * root, norm.weight.new_tensor(norm.eps**0.5 * root)

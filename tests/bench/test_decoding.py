@@ -30,11 +30,11 @@ def test_products_are_the_analytic_count() -> None:
 def test_a_call_makes_its_tokens_with_no_idle_slot() -> None:
     side = decoding.Decoding(decoding.engine(3), RandomExit(probabilities=decoding.DEPTHS), new=40)
     side()
-    assert side.tokens >= 120
-    assert side.mean_loops == pytest.approx(2, abs=0.4)
+    assert len(side.depths) >= 120
+    assert sum(side.depths) / len(side.depths) == pytest.approx(2, abs=0.4)
     full = decoding.Decoding(decoding.engine(2), None)
     full()
-    assert (full.passes, full.tokens) == (TINY.loops * decoding.TOKENS, 2 * decoding.TOKENS)
+    assert full.depths == [TINY.loops] * 2 * decoding.TOKENS
 
 
 def test_the_depths_drawn_are_those_of_the_target() -> None:

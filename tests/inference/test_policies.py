@@ -1,12 +1,12 @@
 """Every fast way against the oracle, in float64; and the oracle against the model and against itself."""
 
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
 from torch import Tensor
 
-from ouro_lab.inference.cache import POLICIES, SHARED, KVCache
+from ouro_lab.inference.cache import POLICIES, KVCache
 from ouro_lab.inference.engine import Engine, Request
 from ouro_lab.inference.exits import QExit, RandomExit, StaticDepth
 from ouro_lab.inference.oracle import Oracle, Step, continued, selected
@@ -88,13 +88,14 @@ def test_the_oracle_at_full_depth_is_the_model(make_model, changes: dict) -> Non
 
 def test_policies_are_five_different_things(make_model, scattered) -> None:
     model = make_model()
-    ends = {
-        name: oracle_steps(Oracle(model, decode=name), PROMPTS[0], scattered, False, 0)[-1].logits for name in SHARED
-    }
-    ends["last_available"] = oracle_steps(Oracle(model), PROMPTS[0], scattered, False, 0)[-1].logits
-    ends["full"] = oracle_steps(Oracle(model, decode="full"), PROMPTS[0], None, False, 0)[-1].logits
-    for one, other in product(ends, ends):
-        assert one == other or (ends[one] - ends[other]).abs().max() > 1e-3
+
+    def logits(policy: str) -> Tensor:
+        rule = None if policy == "full" else scattered
+        return torch.stack([s.logits for s in oracle_steps(Oracle(model, decode=policy), PROMPTS[0], rule, False, 0)])
+
+    found = {policy: logits(policy) for policy in POLICIES}
+    for one, other in combinations(POLICIES, 2):
+        assert (found[one] - found[other]).abs().max() > 1e-3
 
 
 def test_selection_by_hand() -> None:
