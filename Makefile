@@ -31,12 +31,6 @@ $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make li
 endif
 endif
 
-ifneq ($(filter chat,$(MAKECMDGOALS)),)
-ifeq ($(strip $(CKPT)),)
-$(error CKPT is missing: make chat CKPT=<a model's folder, as trunks/text/seed_0, or a run's directory>)
-endif
-endif
-
 ifneq ($(filter export,$(MAKECMDGOALS)),)
 ifeq ($(and $(strip $(RUN)),$(strip $(OUT))),)
 $(error RUN or OUT is missing: make export RUN=<study>/<run id> OUT=<new folder>)
