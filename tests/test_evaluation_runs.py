@@ -90,7 +90,7 @@ def test_the_scope_of_a_verdict_counts_the_tokens_that_taught_the_model():
     costs = {arm: {"parameters": 1e5, "tokens": tokens, "steps": steps} for arm, (tokens, steps) in sizes.items()}
     known = {"arms": {arm: {"cost": cost} for arm, cost in costs.items()}, "scope": {"trunk_tokens": 8e6}}
     said = {arm: wording.scope(known, SimpleNamespace(arm=arm)) for arm in sizes}
-    assert said == {"fit": "100k parameters, 10.0M tokens", "judge": "100k parameters, 8.0M tokens"}
+    assert said == {"fit": "100k parameters, 10M tokens", "judge": "100k parameters, 8.0M tokens"}
 
 
 @pytest.fixture
