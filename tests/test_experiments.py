@@ -1,12 +1,12 @@
 """Every study of experiments/ composes, checks on the meta device, and each of its arms takes two real steps."""
 
 import hashlib
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from tests_support import starts_elsewhere
 
 from ouro_lab import records, run
 from ouro_lab.assembly import assemble
@@ -70,11 +70,6 @@ def full(name: str) -> Study:
 
 def borrows(study: Study) -> bool:
     return study.definition.lr is not None and study.definition.lr.source is not None
-
-
-def starts_elsewhere(study: Study) -> bool:
-    """Whether runs begin with those of another study, which need not be done here."""
-    return any(isinstance(config.init_from, Mapping) for config in study.arm_configs.values())
 
 
 def untrained(study: Study, arm: str, folder: Path) -> str:

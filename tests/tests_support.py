@@ -1,6 +1,9 @@
 """Overrides that shrink p-hop to a second, and an evaluation as a user would write one."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from ouro_lab.study import Study
 
 TINY = [
     "study.lr=null",
@@ -39,3 +42,8 @@ class Agreement:
             best = [(state.hidden @ backbone.head_weight.T).argmax(-1) for state in backbone.loop_states(tokens)]
             same, total = same + int((best[self.loop - 1] == best[-1]).sum()), total + tokens.numel()
         return {f"agreement/loop_{self.loop}": same / total}
+
+
+def starts_elsewhere(study: Study) -> bool:
+    """Whether runs begin with those of another study, which need not be done here."""
+    return any(isinstance(config.init_from, Mapping) for config in study.arm_configs.values())
