@@ -28,11 +28,12 @@ class BySequence:
         return view.loop > view.row // ROW_STRIDE
 
 
-def test_more_prompts_than_slots_come_out_as_each_alone(make_model, scattered) -> None:
-    model = make_model()
-    together = generate(model, PROMPTS, 9, scattered, slots=2)
+@pytest.mark.parametrize("policies", [("full", "last_available"), ("last", "mean"), ("mean", "first")])
+def test_more_prompts_than_slots_come_out_as_each_alone(make_model, scattered, policies: tuple[str, str]) -> None:
+    model, (prefill, decode) = make_model(), policies
+    together = generate(model, PROMPTS, 9, scattered, slots=2, prefill=prefill, decode=decode)
     for number, (prompt, found) in enumerate(zip(PROMPTS, together, strict=True)):
-        alone = continued(Oracle(model), prompt, 9, scattered, seed=number)
+        alone = continued(Oracle(model, prefill, decode), prompt, 9, scattered, seed=number)
         assert list(zip(found.tokens, found.loops, strict=True)) == alone
     assert len({loops for found in together for loops in found.loops[1:]}) == 3
 
