@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from ouro_lab.config import compose_config
 from ouro_lab.data import TaskData, TextData
 from ouro_lab.evaluation.exits import (
     Curve,
@@ -29,6 +28,7 @@ from ouro_lab.inference.exits import (
     Entropy,
     HiddenDifference,
     LoopKL,
+    Margin,
     QExit,
     RandomExit,
     StaticDepth,
@@ -222,9 +222,11 @@ def test_a_gate_that_is_missing_is_named(p_hop: TaskData, backbone: Made) -> Non
 
 
 def test_the_choice_makes_the_object() -> None:
-    made = instantiate(OmegaConf.load(Path("conf/evaluation/exit_curve.yaml")))
+    made = instantiate(compose_config("p_hop", ["evaluation=exit_curve"]).evaluation)
     assert made == ExitCurve(QExit(0.5))
     assert isinstance(made.rule, ThresholdRule)
+    other = instantiate(compose_config("p_hop", ["evaluation=exit_curve", "evaluation/rule=margin"]).evaluation)
+    assert other == ExitCurve(Margin(0.5))
 
 
 @pytest.mark.parametrize("gate", [True, False])
