@@ -26,7 +26,8 @@ class Echo:
         return {"tokens": tokens, "targets": other if self.noise else tokens, "group": np.zeros(size, np.int64)}
 
     def sample(self, seed: int, indices: Ints, split: str = "train") -> Arrays:
-        raise NotImplementedError
+        tokens = (indices[:, None] * 7 + np.arange(8) + seed) % 6
+        return {"tokens": tokens, "targets": tokens, "group": np.zeros(len(indices), np.int64)}
 
     def floors(self) -> Floors:
         return {}
