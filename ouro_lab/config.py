@@ -1,9 +1,11 @@
 """Composition with Hydra, and errors that name the field, the value and what would be valid."""
 
+import copy
 import difflib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,12 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
     Raises:
         ConfigError: unknown file, choice or key, with the nearest valid one.
     """
+    return copy.deepcopy(_compose_once(name, tuple(overrides), folder, _files(folder)))
+
+
+@lru_cache(maxsize=256)
+def _compose_once(name: str, overrides: tuple[str, ...], folder: Path, _as_of: tuple) -> DictConfig:
+    """A fifth of a second of Hydra's, and a study is asked for its arms many times over."""
     try:
         cfg = _compose(name, overrides, folder)
     except (HydraException, OmegaConfBaseException) as error:  # a malformed override too
@@ -74,6 +82,12 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def plain(node: Any) -> Any:
     """Python containers of a config node, interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _files(folder: Path) -> tuple[tuple[str, int], ...]:
+    """What a composition may read, with the time of its last change in ns."""
+    found = [*CONF.rglob("*.yaml"), *folder.glob("*.yaml"), *folder.glob("base/*.yaml")]
+    return tuple((str(file), file.stat().st_mtime_ns) for file in sorted(found))
 
 
 def _compose(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from tests_support import starts_elsewhere
 
 from ouro_lab import records, run
 from ouro_lab.assembly import assemble
 from ouro_lab.check import check, match_table
-from ouro_lab.config import study_names
-from ouro_lab.study import Run, Study
-
-BLOCKS = ("arms", "contrasts", "lr", "positive_control")  # what names arms
+from ouro_lab.config import compose_config, study_names
+from ouro_lab.starts import find
+from ouro_lab.study import Run, Study, config_of, smoke_overrides
 
 # Two steps of a narrow model on short sequences: what a study is about is gone, how it is put together is not.
 COMMON = [
@@ -72,27 +72,29 @@ def borrows(study: Study) -> bool:
     return study.definition.lr is not None and study.definition.lr.source is not None
 
 
-def untrained(study: Study, arm: str, folder: Path) -> str:
+def untrained(name: str, config: DictConfig, folder: Path) -> str:
     """A checkpoint of the shrunk arm's own shape, where a trained model is asked for."""
-    model = assemble(study.arm_configs[arm], "meta").backbone.to_empty(device="cpu")
+    model = assemble(config, "meta").backbone.to_empty(device="cpu")
     model.initialise(0)
-    path = folder / f"{study.name}-{arm}.ckpt"
-    torch.save({"state_dict": {f"backbone.{name}": value for name, value in model.state_dict().items()}}, path)
+    path = folder / f"{name}.ckpt"
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in model.state_dict().items()}}, path)
     return str(path)
 
 
 def shrunk(name: str, arm: str, corpus: Path) -> Run:
     """One arm's run; a key that the arm sets is its own, unless it makes the run long or names a trained model."""
-    family, definition = "text" if "corpus" in whole(name).config.data else "p_hop", full(name).definition
+    family = "text" if "corpus" in whole(name).config.data else "p_hop"
     shrink = [*SHRINK[family], *([f"data.corpus.path={corpus}"] if family == "text" else []), *MORE.get(name, [])]
     own = ("budget", "backbone.width", "init_from")
-    kept = [f"'{item}'" for item in definition.arms[arm].overrides if not item.startswith(own)]
-    gone = [f"~study.{block}" for block in BLOCKS if getattr(whole(name).definition, block)]
-    overrides = [*shrink, *gone, f"+study.arms={{{arm}: [{','.join(kept)}]}}"]
+    kept = [item for item in full(name).definition.arms[arm].overrides if not item.startswith(own)]
+    config = compose_config(name, [*shrink, *kept])
     if full(name).arm_configs[arm].init_from is not None:
-        model = untrained(Study(name, [*overrides, "init_from=anywhere"]), arm, corpus.parent)
-        overrides.append(f"init_from={model}")
-    return Study(name, overrides).run(arm, 1e-3, 0)
+        config.init_from = untrained(f"{name}-{arm}", config, corpus.parent)
+    if full(name).trains(arm):
+        config.optim.lr = 1e-3
+    config.seed = 0
+    found = config_of(config)
+    return Run(name, arm, 1e-3, 0, "main", (), found, find(found["init_from"], 0, name))
 
 
 FINAL: dict[str, dict] = {}  # by a run's hash
@@ -118,6 +120,16 @@ def test_every_study_composes_and_checks(name):
         assert study.expand(), "a study without a run"
     table = match_table(study, parts)
     assert all(contrast in table for contrast in study.definition.contrasts)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_smoke_overrides_leave_a_study_that_checks(name):
+    short = Study(name, smoke_overrides(name))
+    parts = check(short)
+    if not starts_elsewhere(whole(name)):
+        assert 0 < len(short.expand()) <= 40  # two of each arm; sensitivity has the most
+    assert all(part.steps <= 20 for part in parts.values())
+    assert parts.keys() == whole(name).definition.arms.keys()
 
 
 @pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm}" for name, arm in ARMS])

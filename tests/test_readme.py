@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests_support import starts_elsewhere
 
-from ouro_lab.config import ROOT, study_names
-from ouro_lab.study import Study, smoke_overrides
+from ouro_lab.config import ROOT
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Not run here: the tests themselves, ten minutes of timing, and a server that ends when one stops it.
@@ -58,18 +56,6 @@ def test_a_command_of_the_readme_works(command, runs):
         assert "Traceback" not in done.stderr
     assert {path.name for path in runs.iterdir()} <= {"smoke"}
     assert git_status() == before
-
-
-@pytest.mark.parametrize("name", study_names())
-def test_smoke_overrides_leave_a_study_that_checks(name):
-    from ouro_lab.check import check
-
-    whole, short = Study(name), Study(name, smoke_overrides(name))
-    parts = check(short)
-    if not starts_elsewhere(whole):
-        assert 0 < len(short.expand()) <= 40  # two of each arm; sensitivity has the most
-    assert all(part.steps <= 20 for part in parts.values())
-    assert parts.keys() == whole.definition.arms.keys()
 
 
 def git_status() -> str:
