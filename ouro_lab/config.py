@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -35,12 +37,6 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
     Raises:
         ConfigError: unknown file, choice or key, with the nearest valid one.
     """
-    return copy.deepcopy(_compose_once(name, tuple(overrides), folder, _files(folder)))
-
-
-@lru_cache(maxsize=256)
-def _compose_once(name: str, overrides: tuple[str, ...], folder: Path, _as_of: tuple) -> DictConfig:
-    """A fifth of a second of Hydra's, and a study is asked for its arms many times over."""
     try:
         cfg = _compose(name, overrides, folder)
     except (HydraException, OmegaConfBaseException) as error:  # a malformed override too
@@ -84,16 +80,45 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
+def _compose(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
+    """Choices of groups by Hydra, once; then the values, by the function with which Hydra ends a composition.
+
+    It takes a fifth of a second, and a study has an arm per few values. What goes wrong is Hydra's to say.
+    """
+    overrides = [_may_add(override) for override in overrides]
+    choices = tuple(override for override in overrides if _is_choice(override))
+    cfg = copy.deepcopy(_choose(name, choices, folder, _files(folder)))
+    try:
+        values = OverridesParser.create().parse_overrides([item for item in overrides if item not in choices])
+        if not any(value.is_sweep_override() for value in values):
+            ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+            return cfg
+    except (HydraException, OmegaConfBaseException):
+        pass
+    return _by_hydra(name, overrides, folder)
+
+
+@lru_cache(maxsize=256)
+def _choose(name: str, choices: tuple[str, ...], folder: Path, _as_of: tuple) -> DictConfig:
+    return _by_hydra(name, choices, folder)
+
+
+def _by_hydra(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(folder), version_base=None):
+        return compose(name, overrides=[f"hydra.searchpath=[file://{CONF}]", *overrides])
+
+
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
     """What a composition may read, with the time of its last change in ns."""
     found = [*CONF.rglob("*.yaml"), *folder.glob("*.yaml"), *folder.glob("base/*.yaml")]
     return tuple((str(file), file.stat().st_mtime_ns) for file in sorted(found))
 
 
-def _compose(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(folder), version_base=None):
-        return compose(name, overrides=[f"hydra.searchpath=[file://{CONF}]", *map(_may_add, overrides)])
+def _is_choice(override: str) -> bool:
+    """Whether it may change which files are composed."""
+    key = override.lstrip("+~").split("=")[0].split("@")[0]
+    return "/" in key or (CONF / key).is_dir() or key.startswith("hydra")
 
 
 def _may_add(override: str) -> str:

@@ -59,13 +59,12 @@ def test_loss_and_gradients_are_equal_to_the_last_bit(attention: str, packed: bo
 
 @pytest.mark.slow
 @pytest.mark.skipif(not compiler_works(), reason="no C++ compiler works here")
-@pytest.mark.parametrize("low", [False, True], ids=["float32", "autocast"])
-def test_it_works_with_compiled_blocks(low: bool) -> None:
+def test_it_works_with_compiled_blocks() -> None:
     tokens = torch.randint(31, (3, 12))
     kept, again = build(False), build(True)
     compile_blocks(kept)
     compile_blocks(again)
-    want, got = trained(kept, tokens, None, low), trained(again, tokens, None, low)
+    want, got = trained(kept, tokens, None, True), trained(again, tokens, None, True)
     assert all(torch.equal(want[name], got[name]) for name in want)
 
 

@@ -77,10 +77,9 @@ def test_the_line_says_what_was_measured(machine) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("layers", "made"), [(3, 2), (2, 1)])
-@pytest.mark.parametrize(("mixed", "tolerance"), [(False, 1e-5), (True, 2e-2)])
+@pytest.mark.parametrize(("layers", "made", "mixed", "tolerance"), [(3, 2, True, 2e-2), (2, 1, False, 1e-5)])
 def test_compiled_blocks_train_as_plain_ones(
-    mixed: bool, tolerance: float, layers: int, made: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    layers: int, made: int, mixed: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Loss and gradients within rounding; a graph for all layers and loops and one for the norm, or one for both.
 
@@ -92,6 +91,7 @@ def test_compiled_blocks_train_as_plain_ones(
     plain = looped(layers, 2, vocab_size=11, width=32, heads=2, gate=True, init_std=0.3, attention="plain")
     compiled = copy.deepcopy(plain)
     execution._compiled.cache_clear()
+    torch._dynamo.reset()  # the graphs that other tests of this process made count towards its limit
     compile_blocks(compiled, 4)
     before = graphs()
     found = []
