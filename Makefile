@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report power match evidence export chat claims ui test bench check setup clean FORCE
+.PHONY: help experiment list status report power match evidence export chat claims ui test test-all bench check setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -62,7 +62,7 @@ set -f -o pipefail; try
 endef
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 	@echo; echo '  NAME=<study>  OVERRIDES="key=value key=value"  LAUNCHER=local|slurm  PYTHON=python3.12'
 	@echo '  BUDGET=<minutes>  TORCH_SPEC=torch==2.13.0  TORCH_INDEX=<url of another build>'
 	@echo '  ARGS="options of pytest, bench or chat"'
@@ -100,8 +100,13 @@ claims: $(READY)  ## the claims ledger, docs/claims.md and .html, from committed
 ui: $(READY)  ## MLflow's pages, on this machine only
 	@$(PY) -m ouro_lab.tracking ui
 
-test: $(READY)  ## all tests, one process per core: ARGS="-m 'not slow'"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
+test: $(READY)  ## the tests, one process per core: ARGS="-k exits"
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## those too that take longest: kills at random moments, compilers, coverage of intervals
+	@$(PYTEST) $(ARGS)
 
 bench: $(READY)  ## our training step against rivals, as ratios: ARGS="--quick", ARGS=curves
 	@OMP_NUM_THREADS=1 $(PY) -m ouro_lab.bench $(ARGS)

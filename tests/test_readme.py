@@ -43,8 +43,13 @@ def test_the_readme_names_the_verbs():
     assert {"experiment", "test", "list", "status", "report", "power", "match", "evidence", "claims", "ui"} <= typed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in commands() if not command.startswith(LONG)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if command.startswith("make experiment ") and i else [])
+        for i, command in enumerate(command for command in commands() if not command.startswith(LONG))
+    ],
+)
 def test_a_command_of_the_readme_works(command, runs):
     before = git_status()
     done = type_in(command, runs)
