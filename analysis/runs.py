@@ -21,6 +21,7 @@ TEXT = ("id", "arm", "phase", "hash", "state", "reason", "commit", "dirty", "har
 WHOLE = ("seed",)
 IDENTITY = ("id", "arm", "lr", "seed", "phase", "hash")
 FIRST = (*IDENTITY, "state", "reason", "attempts", "seconds", "steps", "tokens", "flops")
+WATCHED = ("optim/grad_norm/", "optim/update_norm/")  # per block, for whoever watches a run: no report reads them
 CURVE = ("id", "arm", "seed", "step", "metric", "value")
 
 
@@ -184,7 +185,7 @@ def _numbers(content: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, f
 def _points(metrics: list[dict[str, Any]]) -> Iterable[tuple[int, str, float]]:
     for row in metrics:
         for name, value in row.items():
-            if name not in ("step", "time") and isinstance(value, (int, float)):
+            if name not in ("step", "time") and not name.startswith(WATCHED) and isinstance(value, (int, float)):
                 yield row["step"], name, float(value)
 
 

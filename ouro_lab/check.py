@@ -42,12 +42,12 @@ def check(study: Study) -> dict[str, Parts]:
 
 def _check_training(config: DictConfig, part: Parts) -> None:
     """What only a run builds: a bad value there would fail every run, three times, before anyone read it."""
-    from ouro_lab.training.trainer import check_counts
+    from ouro_lab.training.trainer import check_arguments
 
     if part.trains != "nothing":
         build(config.optim, "optim")
     trainer = plain(config.trainer)
-    check_counts(trainer)
+    check_arguments(trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if isinstance(devices, int) and devices > 0:
         Slice(part.data.batch_size, devices * nodes, 0, trainer.get("accumulate", 1))

@@ -101,15 +101,19 @@ def last_step(path: Path) -> int:
     return next((row["step"] for line in reversed(lines) if (row := _parse(line)) is not None), 0)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Written beside, synced, renamed: readers see the old file or the new one."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Written beside, synced, renamed: readers see the old file or the new one, also where there is no room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def safe(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ouro_lab import records
+from ouro_lab import alarms, records
 from ouro_lab.config import ConfigError, build, plain
 from ouro_lab.study import Run, Study
 
@@ -71,23 +71,36 @@ def execute(run: Run) -> int:
 
 
 def _work(run: Run) -> int:
-    from ouro_lab.training.module import DivergedError
-
     start = time.perf_counter()
-    session = Session(run)
-    try:
-        metrics = session.train_and_test()
-    except DivergedError as error:
-        metrics, code, state = {}, EXIT_DIVERGED, "diverged"
-        print(f"{run.id}: diverged: {error}", flush=True)
-        reason = str(error)
-    else:
-        code, state, reason = 0, "done", ""
+    session, metrics, reason = _trained(run)
+    code, state = (EXIT_DIVERGED, "diverged") if reason else (0, "done")
     if session.trainer.is_global_zero:
         seconds = records.read_seconds(run.directory) + time.perf_counter() - start
         records.write_final(run.directory, metrics, seconds, session.trainer.global_step, session.cost)
         records.finish(run.directory, state, reason)
     return code
+
+
+def _trained(run: Run) -> tuple["Session", dict[str, float], str]:
+    """The session that came to an end, its final metrics, and why it diverged if it did.
+
+    A roll-back is a resumed run without the batch: everything is built anew, as another process would. Where there are
+    several ranks another process it is, since Lightning starts them once: the state is `interrupted`.
+    """
+    from ouro_lab.training.module import DivergedError
+    from ouro_lab.training.watch import RollbackError
+
+    while True:
+        session = Session(run)
+        try:
+            return session, session.train_and_test(), ""
+        except DivergedError as error:
+            print(f"{run.id}: diverged: {error}", flush=True)
+            return session, {}, str(error)
+        except RollbackError as error:
+            print(f"{run.id}: rolls back: {error}", flush=True)
+            if session.trainer.world_size > 1:
+                raise
 
 
 class Session:
@@ -104,6 +117,7 @@ class Session:
         records.note(run.directory, {"cost": parts.cost, **facts(parts)})
         self.execution = self._settle()
         self.log = records.MetricsLog(run.directory / "metrics.jsonl")
+        self._leave_out(alarms.skipped(run.directory))
         self.module = self._module(parts)
         self.trainer = self._trainer()
 
@@ -154,6 +168,13 @@ class Session:
             raise ValueError(f"evaluation: metric_names and the values differ: {', '.join(sorted(odd))}")
         return {name: float(value) for name, value in values.items()}
 
+    def _leave_out(self, batches: tuple[int, ...]) -> None:
+        if self.config.trainer.get("on_spike") == "rollback" and not hasattr(self.data, "skipped"):
+            raise ConfigError("trainer.on_spike = rollback: the data cannot leave a batch out; must be warn or stop")
+        if batches:
+            print(f"leaves out batches {', '.join(map(str, batches))}, which made it roll back", flush=True)
+            self.data.skipped = batches
+
     def _settle(self) -> Any:
         """Precision and compilation, once for all of the run's attempts."""
         from ouro_lab.training import execution
@@ -178,13 +199,18 @@ class Session:
 
     def _trainer(self) -> Any:
         from ouro_lab.training.callbacks import Progress, Recorder, Settled
+        from ouro_lab.training.norms import BlockNorms
+        from ouro_lab.training.watch import Watch
 
-        node = self.config.trainer
+        node, directory = self.config.trainer, self.run.directory
+        every = node.get("log_every", 25)
         tokens = self.data.batch_size * self.data.length
-        recorder = Recorder(self.log, node.get("log_every", 25), tokens, self.cost["flops_per_token"])
-        callbacks = [recorder, Settled(self.run.directory), Progress()]
+        recorder = Recorder(self.log, every, tokens, self.cost["flops_per_token"])
+        origin = getattr(self.data, "origin", lambda step: (step, None))
+        watch = Watch(directory, node.get("on_spike", "warn"), origin)
+        callbacks = [BlockNorms(every), recorder, watch, Settled(directory), Progress()]
         settled = {"precision": self.execution.precision, "compile": self.execution.compiled}
-        return build(node, "trainer", run_dir=self.run.directory, steps=self.steps, callbacks=callbacks, **settled)
+        return build(node, "trainer", run_dir=directory, steps=self.steps, callbacks=callbacks, **settled)
 
 
 def facts(parts: Any) -> dict[str, Any]:
@@ -218,11 +244,13 @@ def _number(name: str, text: str) -> float:
 
 
 def _stopped(error: BaseException | None) -> bool:
-    """Ctrl-C or SIGTERM, which use up no attempt; Lightning turns the first into an exit."""
+    """Ctrl-C, SIGTERM or a roll-back, which use up no attempt; Lightning turns the first into an exit."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from ouro_lab.training.watch import RollbackError
+
     while error is not None:
-        if isinstance(error, (KeyboardInterrupt, SIGTERMException)):
+        if isinstance(error, (KeyboardInterrupt, SIGTERMException, RollbackError)):
             return True
         error = error.__context__
     return False

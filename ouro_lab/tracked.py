@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ouro_lab import records
+from ouro_lab import alarms, records
 
 POINTS = 2000  # per metric
 VALUE = 250  # characters of a parameter that every store keeps
@@ -90,6 +90,7 @@ class Tracked:
         found = {
             "state": self.status,
             "reason": self.state.get("reason") or None,
+            "alarms": alarms.summary(alarms.read(self.directory)),
             "phase": self.run.get("phase"),
             "hash": self.run.get("hash"),
             "study_hash": self.study.get("hash"),

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from ouro_lab.data.metrics import EvaluationMetrics
 from ouro_lab.data.random import Ints
-from ouro_lab.data.sampler import Batch, EvaluationBatches, MicroBatches, Slice, StepSampler
+from ouro_lab.data.sampler import Batch, EvaluationBatches, MicroBatches, Slice, StepSampler, batch_of
 from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL, Arrays, Floors, Task, check_range
 
 
@@ -18,12 +18,14 @@ class OrderedData(L.LightningDataModule, ABC):
     batch_size: sequences per optimiser step over all ranks and micro-batches. seed: the run's; it orders the training
     data and nothing else. eval_batch_size: sequences per rank and evaluation step; None: as many as a training
     micro-batch has, whose shape may be compiled already. workers: processes per loader; 0 reads in the training one.
+    skipped: global training batches that a run leaves out since it rolled back.
     """
 
     vocab_size: int
     length: int
     groups: tuple[str, ...] = ()
     count_bytes = False
+    skipped: tuple[int, ...] = ()
 
     def __init__(self, batch_size: int, eval_batch_size: int | None, seed: int, workers: int) -> None:
         super().__init__()
@@ -62,10 +64,16 @@ class OrderedData(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         accumulate = self.trainer.accumulate_grad_batches
         part = self._slice()
-        sampler = StepSampler(lambda: self.trainer.global_step * accumulate)
+        sampler = StepSampler(lambda: self.trainer.global_step * accumulate, accumulate, self.skipped)
         return DataLoader(
             MicroBatches(self.read_train, part), batch_size=None, sampler=sampler, num_workers=self.workers
         )
+
+    def origin(self, step: int) -> tuple[int, list[int]]:
+        """The global batch that optimiser step `step` (from 0) reads, and the first and last of its samples."""
+        batch = batch_of(step, self.skipped)
+        samples = Slice(self.batch_size).indices(batch)
+        return batch, [int(samples[0]), int(samples[-1])]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation(VAL)

@@ -1,6 +1,6 @@
 """The order rule: training step k reads the global samples k·B … (k+1)·B − 1; the rest only chooses slices of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,20 +60,29 @@ class MicroBatches(Dataset[Batch]):
         return to_tensors(self.made.pop(micro_step))
 
 
+def batch_of(step: int, skipped: Sequence[int]) -> int:
+    """The global batch that optimiser step `step` (both from 0) reads: the next of those that are not skipped."""
+    for batch in sorted(skipped):
+        step += batch <= step
+    return step
+
+
 class StepSampler(Sampler[int]):
     """Micro-steps from where the trainer stands, without end: there are no epochs for Lightning to resume amid.
 
     It has no length on purpose. `position` is read when iteration begins, after a checkpoint has been restored.
+    skipped: global batches, each of `accumulate` micro-steps, that are left out.
     """
 
-    def __init__(self, position: Callable[[], int]) -> None:
-        self.position = position
+    def __init__(self, position: Callable[[], int], accumulate: int = 1, skipped: Sequence[int] = ()) -> None:
+        self.position, self.accumulate, self.skipped = position, accumulate, skipped
 
     def __iter__(self) -> Iterator[int]:
-        step = self.position()
+        micro_step = self.position()
         while True:
-            yield step
-            step += 1
+            step, micro = divmod(micro_step, self.accumulate)
+            yield batch_of(step, self.skipped) * self.accumulate + micro
+            micro_step += 1
 
 
 class EvaluationBatches(Dataset[Batch]):

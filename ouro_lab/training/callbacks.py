@@ -16,7 +16,7 @@ from ouro_lab.training.module import DivergedError, LoopedModule
 
 
 class Recorder(Callback):
-    """Appends rows to metrics.jsonl on rank 0 and ends the run as diverged at a non-finite loss or gradient.
+    """Appends rows to metrics.jsonl on rank 0 and ends the run as diverged at a non-finite validation loss.
 
     tokens_per_step: global; flops_per_token: analytic training FLOPs (compute.cost).
     """
@@ -35,7 +35,7 @@ class Recorder(Callback):
         if not trainer.sanity_checking:
             row = {f"val/{name}": value for name, value in module.evaluated.items()}
             self._write(trainer, row)
-            _check_finite(trainer, {"val/loss": row.get("val/loss", 0.0)})
+            _check_finite(trainer, row.get("val/loss", 0.0))
         self._restart_clock(trainer)
 
     def on_train_batch_end(
@@ -46,7 +46,6 @@ class Recorder(Callback):
         row = module.drain()
         row["optim/lr"] = module.optimizers().param_groups[0]["lr"]
         self._write(trainer, row | self._speed(trainer) | self._totals(trainer))
-        _check_finite(trainer, row)
         self._restart_clock(trainer)
 
     def _due(self, trainer: L.Trainer) -> bool:
@@ -64,6 +63,7 @@ class Recorder(Callback):
             return {}
         seconds = (time.perf_counter() - self.mark[0]) / (trainer.global_step - self.mark[1])
         speed = {"perf/step_seconds": seconds, "perf/tokens_per_second": self.tokens_per_step / seconds}
+        speed["perf/seconds_left"] = seconds * (trainer.max_steps - trainer.global_step)
         peak = peak_flops(trainer.strategy.root_device)
         if peak:
             speed["perf/mfu"] = self.flops_per_token * self.tokens_per_step / seconds / (peak * trainer.world_size)
@@ -77,10 +77,9 @@ class Recorder(Callback):
         self.mark = (time.perf_counter(), trainer.global_step)
 
 
-def _check_finite(trainer: L.Trainer, row: dict[str, float]) -> None:
-    for name in ("train/loss", "optim/grad_norm", "val/loss"):
-        if name in row and not math.isfinite(row[name]):
-            raise DivergedError(f"{name} = {row[name]} at or before step {trainer.global_step} of {trainer.max_steps}")
+def _check_finite(trainer: L.Trainer, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(f"val/loss = {loss} at step {trainer.global_step} of {trainer.max_steps}")
 
 
 class Settled(Callback):

@@ -82,6 +82,7 @@ class LoopedModule(L.LightningModule):
         self.evaluation = metrics
         self.exit_loop, self.gate_loss = MeanMetric(), MeanMetric()
         self.evaluated: Metrics = {}  # the last validation's or test's values
+        self.grad_norm = torch.zeros(())  # of the last step, before clipping
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         states = self.backbone.loop_states(batch["tokens"], batch.get("documents"))
@@ -141,6 +142,7 @@ class LoopedModule(L.LightningModule):
         """Lightning's clip, with the norm and the clipped fraction kept."""
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.grad_norm = norm.detach()
         self.averages.add("optim/grad_norm", norm)
         self.averages.add("optim/clipped_fraction", norm > limit)
 

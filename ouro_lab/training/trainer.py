@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from ouro_lab.training.checkpoint import AtomicCheckpointIO
 from ouro_lab.training.execution import CompileStep
+from ouro_lab.training.watch import check_policy
 
 
 def build(
@@ -23,6 +24,7 @@ def build(
     clip: float | None = 1.0,
     val_every: int = 250,
     log_every: int = 25,
+    on_spike: str = "warn",
     run_dir: Path,
     steps: int,
     callbacks: list[Callback],
@@ -32,9 +34,10 @@ def build(
     steps: 0 where nothing is trained.
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
     precision, compile: `auto` of a config is settled before, in `execution.settle`.
-    clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
+    clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder). on_spike: warn, stop or
+    rollback (used by the watch).
     """
-    check_counts({"accumulate": accumulate, "val_every": val_every, "log_every": log_every})
+    check_arguments({"accumulate": accumulate, "val_every": val_every, "log_every": log_every, "on_spike": on_spike})
     checkpoints = ModelCheckpoint(
         dirpath=run_dir / "checkpoints",
         filename="step={step:08d}",
@@ -68,12 +71,13 @@ def build(
     )
 
 
-def check_counts(arguments: Mapping[str, Any]) -> None:
-    """Of `build`'s arguments those that count steps; asked before a study starts too, where no trainer is built.
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Of `build`'s arguments those that Lightning does not check; asked before a study starts too, where none is built.
 
     Raises:
-        ValueError: one that is no integer ≥ 1.
+        ValueError: a count of steps that is no integer ≥ 1, or an unknown policy.
     """
+    check_policy(arguments.get("on_spike", "warn"))
     for name in ("accumulate", "val_every", "log_every"):
         value = arguments.get(name, 1)
         if not isinstance(value, int) or value < 1:
