@@ -32,6 +32,9 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is read-only
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
         return 130

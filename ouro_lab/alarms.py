@@ -10,6 +10,10 @@ from ouro_lab.records import read_json, write_json
 FILE = "alarms.json"
 
 
+class RollbackError(Exception):
+    """The run must go back to its newest checkpoint; the batch to skip is recorded already."""
+
+
 @dataclass(frozen=True)
 class Alarm:
     """step: the optimiser step after which it was raised, counted from 1. batch: the global batch which that step read,

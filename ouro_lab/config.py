@@ -3,6 +3,7 @@
 import copy
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -14,9 +15,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ouro_lab.allowed import RefusedError, allowed_object, check_targets
+from ouro_lab.secrets import is_secret
+from ouro_lab.yaml_file import check_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -37,6 +42,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
     Raises:
         ConfigError: unknown file, choice or key, with the nearest valid one.
     """
+    _check_file(folder / f"{name}.yaml")
     try:
         cfg = _compose(name, overrides, folder)
     except (HydraException, OmegaConfBaseException) as error:  # a malformed override too
@@ -48,6 +54,22 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
     return cfg
 
 
+def load_config(path: Path) -> DictConfig:
+    """A run's own config.yaml.
+
+    Raises:
+        FileNotFoundError, ConfigError: none, or one that is malformed or holds no mapping.
+    """
+    _check_file(path)
+    try:
+        content = OmegaConf.load(path)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: must hold a mapping")
+    return content
+
+
 def check_leaves(cfg: DictConfig) -> None:
     """Every leaf of a section must be an argument of what the section builds."""
     for section in SECTIONS:
@@ -56,7 +78,11 @@ def check_leaves(cfg: DictConfig) -> None:
 
 
 def build(node: DictConfig, path: str, **extra: Any) -> Any:
-    """Hydra's instantiate, with the constructor's own one-line error instead of a traceback."""
+    """Hydra's instantiate of what a file may build, with the constructor's own one-line error, not a traceback."""
+    try:
+        check_targets(plain(node))
+    except RefusedError as error:
+        raise ConfigError(f"{path}: {error}") from None
     try:
         return instantiate(node, **extra, _convert_="all")
     except InstantiationException as error:
@@ -78,6 +104,26 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def plain(node: Any) -> Any:
     """Python containers of a config node, interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _check_file(path: Path) -> None:
+    if path.is_file():
+        try:
+            check_yaml(path)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+def _environment(name: str, default: str | None = None) -> str | None:
+    """`${oc.env:NAME}` for all but credentials: a run's config is written down and tracked."""
+    if is_secret(name):
+        raise ConfigError(f"${{oc.env:{name}}}: looks like a credential; must not stand in a config")
+    if name not in os.environ and default is None:
+        raise ConfigError(f"${{oc.env:{name}}}: no such environment variable")
+    return os.environ.get(name, default)
+
+
+OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def _compose(name: str, overrides: Sequence[str], folder: Path) -> DictConfig:
@@ -147,8 +193,10 @@ def _check_node(path: str, node: DictConfig) -> None:
 def _arguments(target: str) -> set[str] | None:
     """Argument names of a target, None where it takes any."""
     try:
-        parameters = inspect.signature(get_object(target)).parameters.values()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        parameters = inspect.signature(allowed_object(target)).parameters.values()
+    except RefusedError as error:
+        raise ConfigError(str(error)) from None
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"_target_ = {target}: cannot be imported ({error})") from None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

@@ -144,6 +144,6 @@ def _number(value: Any) -> Any:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return restore(row) if isinstance(row, dict) and "step" in row and line.endswith(("}", "}\n")) else None

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ouro_lab.secrets import redact
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "lightning", "mlflow", "hydra-core", "numpy")
 
@@ -50,9 +52,9 @@ def hardware() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """As it was typed, less the interpreter's own path."""
+    """As it was typed, less the interpreter's own path and credentials."""
     words = list(sys.orig_argv) or [sys.executable, *sys.argv]
-    return shlex.join(["python", *words[1:]])
+    return redact(shlex.join(["python", *words[1:]]))
 
 
 def _git(root: Path, *arguments: str) -> str | None:

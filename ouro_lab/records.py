@@ -14,6 +14,7 @@ from typing import Any
 
 from ouro_lab.metrics_log import MetricsLog, last_step, read_metrics, read_rows, replace_file, restore, safe
 from ouro_lab.provenance import ROOT, command_line, environment, provenance
+from ouro_lab.secrets import redact
 
 __all__ = [
     "MetricsLog", "begin", "checkpoint_step", "command_line", "environment", "finish", "is_alive", "is_held",
@@ -42,8 +43,8 @@ def now() -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
-    """Atomic; non-finite floats as "NaN", "Infinity", "-Infinity", which `read_json` turns back."""
-    replace_file(path, json.dumps(safe(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Atomic, without credentials; non-finite floats as "NaN", "Infinity", "-Infinity", which `read_json` turns back."""
+    replace_file(path, redact(json.dumps(safe(content), indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -56,7 +57,7 @@ def read_json(path: Path) -> Any:
         return restore(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
 
 
@@ -69,7 +70,7 @@ def begin(directory: Path, identity: Mapping[str, Any], config: Mapping[str, Any
     command = facts.pop("command")
     known = read_json(directory / "run.json") or {}
     write_json(directory / "run.json", dict(identity) | {"command": known.get("command", command)})
-    replace_file(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config)), resolve=True))
+    replace_file(directory / "config.yaml", redact(OmegaConf.to_yaml(OmegaConf.create(dict(config)), resolve=True)))
     commands = [*read_note(directory).get("commands", []), command]
     note(directory, {**facts, "commands": commands})
     _begin_state(directory)

@@ -5,6 +5,7 @@
 The same command again resumes from the last complete checkpoint, or says that the run is done.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import alarms, records
+from ouro_lab.alarms import RollbackError
 from ouro_lab.config import ConfigError, build, plain
 from ouro_lab.study import Run, Study
 
@@ -24,7 +26,7 @@ NAMED = ("study", "arm", "lr", "seed")
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 done (or done before), 1 failed, 2 bad input, 3 diverged."""
+    """Exit status: 0 done (or done before), 1 failed or rolling back, 2 bad input, 3 diverged."""
     try:
         run = find(arguments)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -32,6 +34,11 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr, flush=True)
         return 2
+    except OSError as error:  # a full disk, a folder that is read-only
+        print(f"error: {first_line(error)}", file=sys.stderr, flush=True)
+        return 1
+    except RollbackError:
+        return 1
 
 
 def find(arguments: list[str]) -> Run:
@@ -65,7 +72,8 @@ def execute(run: Run) -> int:
         try:
             code = _work(run)
         except BaseException as error:
-            records.finish(run.directory, "interrupted" if _stopped(error) else "failed", _reason(error))
+            with contextlib.suppress(OSError):  # a full disk: what stopped the run is more worth saying
+                records.finish(run.directory, "interrupted" if _stopped(error) else "failed", _reason(error))
             raise
         return code
 
@@ -88,7 +96,6 @@ def _trained(run: Run) -> tuple["Session", dict[str, float], str]:
     several ranks another process it is, since Lightning starts them once: the state is `interrupted`.
     """
     from ouro_lab.training.module import DivergedError
-    from ouro_lab.training.watch import RollbackError
 
     while True:
         session = Session(run)
@@ -246,8 +253,6 @@ def _number(name: str, text: str) -> float:
 def _stopped(error: BaseException | None) -> bool:
     """Ctrl-C, SIGTERM or a roll-back, which use up no attempt; Lightning turns the first into an exit."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    from ouro_lab.training.watch import RollbackError
 
     while error is not None:
         if isinstance(error, (KeyboardInterrupt, SIGTERMException, RollbackError)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ouro_lab import records
+from ouro_lab.secrets import redact
 from ouro_lab.tracked import VIEW, VIEW_TAG
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ class Store:
                 with _settings(self):
                     client_of(self).search_experiments(max_results=1)
             elif not self.database.is_file():
-                return f"tracking store {self.address}: no such file; make experiment NAME=… creates it"
+                return f"tracking store {redact(self.address)}: no such file; make experiment NAME=… creates it"
             else:
                 _check_file(self.database)
         except Exception as error:
             if not _is_the_stores(error):
                 raise
-            return f"tracking store {self.address}: {_line(error)}"
+            return redact(f"tracking store {self.address}: {_line(error)}")
         return None
 
     def pages(self, url: str) -> list[str]:
@@ -90,7 +91,8 @@ def attempt(
     except Exception as error:
         if not _is_the_stores(error):
             raise
-        said = f"tracking store {store.address}: {_line(error)}; the run's own files hold everything for a later push"
+        said = redact(f"tracking store {store.address}: {_line(error)}")
+        said += "; the run's own files hold everything for a later push"
         _warn(said, f"{store.address} {type(error).__name__}")  # not each page of a server that is down
         return False
     return True

@@ -118,7 +118,7 @@ def test_a_process_that_dies_is_retried_twice_and_the_others_are_unaffected(tmp_
     overrides = [*ONE_SEED, "~study.arms", "~study.contrasts", "~study.positive_control", arms]
     overrides += ["backbone._target_=deadly.build", "launcher.slots=2"]
     paths = [str(tmp_path), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OURO_ALLOW": "deadly"}
     code = f"""
 import os, sys
 from ouro_lab import launch

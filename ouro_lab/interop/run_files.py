@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
 from ouro_lab.assembly import assemble
-from ouro_lab.config import plain
+from ouro_lab.config import load_config, plain
 from ouro_lab.data.tokenizer import TextTokenizer
 from ouro_lab.interop.weights import same_names
 from ouro_lab.model import LoopedTransformer
@@ -32,9 +31,7 @@ def read_run(source: Path) -> RunContent:
         ValueError: the backbone is not a looped transformer of ours, or its config does not fit the weights.
     """
     directory, checkpoint = _locate(source)
-    config = OmegaConf.load(directory / "config.yaml")
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{directory / 'config.yaml'}: must be a run's config")
+    config = load_config(directory / "config.yaml")
     parts = assemble(config, device="meta")
     if not isinstance(parts.backbone, LoopedTransformer):
         name = type(parts.backbone).__name__

@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or absent, and that load without executing code."""
 
 import os
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,30 @@ class CheckpointError(ValueError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames. Lightning's own goes through the temporary folder."""
+    """Writes beside the target, syncs, renames. Lightning's own goes through the temporary folder.
+
+    Raises:
+        OSError: one line; the target is as it was, and nothing is left beside it.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(".step=*.ckpt.*"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}")
-        with beside.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        except BaseException as error:
+            beside.unlink(missing_ok=True)
+            cause = _cannot_write(error)
+            if cause is None:
+                raise
+            raise OSError(cause.errno, f"checkpoint {target.name} cannot be written ({cause.strerror})") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, **_: Any) -> dict[str, Any]:
         return load(Path(path))
@@ -42,14 +55,31 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
+        _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle may ask its reader for anything
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         message = f"checkpoint {path}: cannot be read ({reason}); delete it to continue without it"
         raise CheckpointError(message) from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"checkpoint {path}: has no 'state_dict'")
     return content
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores its records as they are; it would also unpack ones of a gigabyte from a megabyte."""
+    with zipfile.ZipFile(path) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("holds compressed records")
+
+
+def _cannot_write(error: BaseException | None) -> OSError | None:
+    """PyTorch's writer hides why a file could not be written behind an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def backbone_weights(path: Path) -> dict[str, Tensor]:

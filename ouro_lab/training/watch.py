@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ouro_lab import alarms
-from ouro_lab.alarms import Alarm
+from ouro_lab.alarms import Alarm, RollbackError
 from ouro_lab.metrics_log import replace_file
 from ouro_lab.training.module import Batch, DivergedError, LoopedModule
 from ouro_lab.training.spikes import Finding, SpikeRule
@@ -24,10 +24,6 @@ FOLDER = "spikes"
 
 # Optimiser step from 0 → the global batch that it reads, and the first and last of its samples if they are known.
 Origin = Callable[[int], tuple[int, list[int] | None]]
-
-
-class RollbackError(Exception):
-    """The run must go back to its newest checkpoint; the batch to skip is recorded already."""
 
 
 def check_policy(policy: Any) -> None:
