@@ -3,14 +3,13 @@
 import importlib.util
 import inspect
 import os
+import pydoc
 import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from hydra.utils import get_object
 
 OWN = ("ouro_lab", "analysis")
 BUILDERS = ("ouro_lab.model", "ouro_lab.training.trainer")  # of our own functions those that only build
@@ -51,10 +50,11 @@ def _allowed(target: str, named: str, folder: Path) -> Any:
     if not _may_import(target, named, folder):
         raise RefusedError(_refusal(target))
     try:
-        found = get_object(target)
-    except Exception as error:  # whatever the module does when it is imported
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RefusedError(f"_target_ = {target}: cannot be imported ({reason})") from None
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise RefusedError(f"_target_ = {target}: cannot be imported ({str(error).splitlines()[0]})") from None
+    if found is None:
+        raise RefusedError(f"_target_ = {target}: cannot be imported (there is no such name)")
     home = str(getattr(found, "__module__", ""))
     if not _may_import(home, named, folder) or not _may_build(found, home):
         raise RefusedError(_refusal(target))

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 BYTES, DEPTH, ALIASES = 1 << 20, 64, 64
+STANDARD, TAGS = "tag:yaml.org,2002:", ("str", "int", "float", "bool", "null", "seq", "map")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # events alone: both make them without recursion
 
 
@@ -15,8 +16,8 @@ def check_yaml(path: Path) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: over 1 MiB, not YAML, deeper than 64 levels, more than 64 aliases, or an alias inside what an anchor
-            names, by which a kilobyte becomes gigabytes.
+        ValueError: over 1 MiB, not YAML, deeper than 64 levels, a tag that is not plain data's, more than 64 aliases, or an
+            alias inside what an anchor names, by which a kilobyte becomes gigabytes.
     """
     state = path.stat()
     _check(path, state.st_mtime_ns, state.st_size)
@@ -44,6 +45,9 @@ def _walk(name: str, text: str) -> None:
             open_anchors.pop()
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag.removeprefix(STANDARD) not in TAGS:
+            raise ValueError(f"{name}: {_line(event)}: tag {tag}: must be one of {', '.join(TAGS)}")
         if len(open_anchors) > DEPTH:
             raise ValueError(f"{name}: {_line(event)}: must be at most {DEPTH} levels deep")
         if aliases > ALIASES or (isinstance(event, yaml.AliasEvent) and any(open_anchors)):

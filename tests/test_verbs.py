@@ -240,6 +240,7 @@ def test_a_second_call_of_a_running_study_is_refused(capsys):
 def test_a_module_of_ones_own_runs_is_measured_and_matched(tmp_path, monkeypatch, quick, capsys):
     (tmp_path / "own_backbone.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("OURO_ALLOW", "own_backbone")
     overrides = ["~study.lr", "~study.arms", "~study.contrasts", "~study.positive_control"]
     arm = "backbone._target_=own_backbone.Gru,~backbone.layers,~backbone.heads,~backbone.init_std,backbone.width=8"
     arm = "['" + "','".join(arm.split(",")) + "','backbone.loops=%d']"
