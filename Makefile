@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report power match evidence export chat claims ui test test-all bench check setup clean FORCE
+.PHONY: help experiment list status report power match evidence export chat claims ui test test-all bench chaos check audit setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -111,10 +111,20 @@ test-all: $(READY)  ## those too that take longest: kills at random moments, com
 bench: $(READY)  ## our training step against rivals, as ratios: ARGS="--quick", ARGS=curves
 	@OMP_NUM_THREADS=1 $(PY) -m ouro_lab.bench $(ARGS)
 
+chaos: $(READY)  ## faults made on purpose, as docs/faults.md promises: ARGS="--quick", ARGS=kills
+	@OMP_NUM_THREADS=1 $(PY) -m ouro_lab.chaos $(ARGS)
+
 check: $(READY)  ## lint, format, types
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m ty check --python $(VENV)
+
+# Asks an advisory service for every locked version, so only when it is asked for.
+audit: $(READY)  ## known advisories of the locked versions, where pip-audit is installed and gets an answer
+	@$(PY) -c 'import pip_audit' 2>/dev/null || { echo "error: audit: pip-audit is missing; $(PY) -m pip install pip-audit" >&2; exit 2; }
+	@$(PY) -m pip_audit --disable-pip --no-deps --progress-spinner off -r requirements.lock 2>$(VENV)/audit.log || { \
+		grep -q '^Found' $(VENV)/audit.log || echo "error: audit: no answer ($$(tail -n 1 $(VENV)/audit.log | cut -c 1-160))" >&2; \
+		grep '^Found' $(VENV)/audit.log >&2; exit 2; }
 
 setup: $(READY)  ## the environment alone, in .venv
 

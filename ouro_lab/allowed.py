@@ -89,15 +89,19 @@ def _lies_under(root: str, folder: Path) -> bool:
     places = [spec.origin, *(spec.submodule_search_locations or [])] if spec is not None else []
     files = [Path(place).resolve() for place in places if place and place not in ("built-in", "frozen")]
     homes = (folder.resolve(), Path(__file__).resolve().parents[1])
-    return bool(files) and all(any(file.is_relative_to(home) for home in homes) for file in files) and not any(
-        file.is_relative_to(installed) for file in files for installed in _installed()
+    return (
+        bool(files)
+        and all(any(file.is_relative_to(home) for home in homes) for file in files)
+        and not any(file.is_relative_to(installed) for file in files for installed in _installed())
     )
 
 
 @lru_cache(maxsize=1)
 def _installed() -> tuple[Path, ...]:
     """Where the interpreter keeps what is installed; a virtual environment may lie under the working directory."""
-    return tuple({Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
+    return tuple(
+        {Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))}
+    )
 
 
 def _within(name: str, packages: tuple[str, ...]) -> bool:

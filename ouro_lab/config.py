@@ -18,6 +18,7 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ouro_lab.allowed import RefusedError, allowed_object, check_targets
 from ouro_lab.secrets import is_secret
@@ -45,7 +46,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPE
     _check_file(folder / f"{name}.yaml")
     try:
         cfg = _compose(name, overrides, folder)
-    except (HydraException, OmegaConfBaseException) as error:  # a malformed override too
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:  # a malformed override too
         raise ConfigError(_explain(error, name, folder)) from None
     unknown = [str(key) for key in cfg if key not in SECTIONS + SCALARS]
     if unknown:
@@ -63,8 +64,8 @@ def load_config(path: Path) -> DictConfig:
     _check_file(path)
     try:
         content = OmegaConf.load(path)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path}: must hold a mapping")
     return content

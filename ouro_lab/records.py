@@ -43,7 +43,7 @@ def now() -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any] | list[Any]) -> None:
-    """Atomic, without credentials; non-finite floats as "NaN", "Infinity", "-Infinity", which `read_json` turns back."""
+    """Atomic, less credentials; non-finite floats as "NaN", "Infinity", "-Infinity", which `read_json` turns back."""
     replace_file(path, redact(json.dumps(safe(content), indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 

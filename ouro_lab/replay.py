@@ -3,7 +3,7 @@
     python -m ouro_lab.replay RUN STEP
 
 RUN is a run's directory or study/id, STEP the alarm's. The weights are those of the newest checkpoint before that step,
-so the numbers are the alarm's own where the checkpoint is of the step before, and else those of a model a little younger.
+so the numbers are the alarm's own where that is the step before, and else those of a model a little younger.
 """
 
 import sys
@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ouro_lab import alarms, records, starts
 from ouro_lab.alarms import Alarm
@@ -120,7 +120,7 @@ def _batches(directory: Path, alarm: Alarm) -> list[Batch]:
     return found
 
 
-def _load_weights(directory: Path, config: DictConfig, backbone: nn.Module, step: int) -> int:
+def _load_weights(directory: Path, config: DictConfig, backbone: Any, step: int) -> int:
     if hasattr(backbone, "settled"):
         backbone.settled.update(records.read_note(directory).get("attention", {}))
     for path in sorted((directory / "checkpoints").glob("step=*.ckpt"), key=step_of, reverse=True):

@@ -16,8 +16,8 @@ def check_yaml(path: Path) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: over 1 MiB, not YAML, deeper than 64 levels, a tag that is not plain data's, more than 64 aliases, or an
-            alias inside what an anchor names, by which a kilobyte becomes gigabytes.
+        ValueError: over 1 MiB, not YAML, deeper than 64 levels, a tag that is not plain data's, more than 64 aliases,
+            or an alias inside what an anchor names, by which a kilobyte becomes gigabytes.
     """
     state = path.stat()
     _check(path, state.st_mtime_ns, state.st_size)
@@ -51,7 +51,7 @@ def _walk(name: str, text: str) -> None:
         if len(open_anchors) > DEPTH:
             raise ValueError(f"{name}: {_line(event)}: must be at most {DEPTH} levels deep")
         if aliases > ALIASES or (isinstance(event, yaml.AliasEvent) and any(open_anchors)):
-            raise ValueError(f"{name}: {_line(event)}: must have at most {ALIASES} aliases, none inside an anchor's value")
+            raise ValueError(f"{name}: {_line(event)}: at most {ALIASES} aliases, none inside an anchor's value")
 
 
 def _line(event: Any) -> str:

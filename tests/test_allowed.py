@@ -92,7 +92,8 @@ def test_a_module_that_fails_is_one_line(tmp_path, monkeypatch) -> None:
 
 
 def test_a_study_that_names_a_system_call_is_refused_by_the_real_entry(capsys) -> None:
-    arguments = ["study=p_hop", "arm=looped", "lr=1e-2", *TINY, "objective._target_=os.system", "objective.command=touch"]
+    bad = ["objective._target_=os.system", "objective.command=touch"]
+    arguments = ["study=p_hop", "arm=looped", "lr=1e-2", *TINY, *bad]
     assert run.main(arguments) == 2
     assert "error: _target_ = os.system: not built from a file" in capsys.readouterr().err
     assert not Path("x").exists()

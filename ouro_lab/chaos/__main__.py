@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ouro-chaos-") as folder:
         os.environ["OURO_CACHE"] = str(Path(folder) / "cache")
-        kept = [_show(row) for part in asked.parts or PARTS for row in PARTS[part].rows(Path(folder) / part, asked.quick)]
+        kept = [
+            _show(row) for part in asked.parts or PARTS for row in PARTS[part].rows(Path(folder) / part, asked.quick)
+        ]
     print(f"{sum(kept)} of {len(kept)} rows hold, {time.monotonic() - began:.0f} s")
     return 0 if all(kept) else 1
 

@@ -1,13 +1,28 @@
-"""Disks that are full, or that take nothing: a limit on the size of a file, and a small tmpfs where one may be mounted."""
+"""Disks that are full or take nothing: a limit on the size of a file, and a small tmpfs where one may be mounted."""
 
 import os
 import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ouro_lab import records, run
-from ouro_lab.chaos.tiny import STEPS, VAL_EVERY, Outcome, Row, child, ended, execute, finished_as, outcome, place, tiny, whole
+from ouro_lab.chaos.tiny import (
+    STEPS,
+    VAL_EVERY,
+    Outcome,
+    Row,
+    child,
+    ended,
+    execute,
+    finished_as,
+    outcome,
+    place,
+    put,
+    tiny,
+    whole,
+)  # fmt: skip
 from ouro_lab.training import checkpoint
 
 PROMISE = "clear line, last good checkpoint intact; resume works once there is room"
@@ -31,13 +46,13 @@ def _quota(folder: Path, expected: Outcome, size: int) -> Row:
     def plant() -> None:
         real, calls = checkpoint.torch.save, []
 
-        def save(content: object, file: object) -> None:
+        def save(content: Any, file: Any) -> None:
             calls.append(None)
             if len(calls) == 2:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
             real(content, file)
 
-        checkpoint.torch.save = save
+        put(checkpoint.torch, "save", save)
 
     with place(folder / "quota"):
         code = ended(child(execute(one, plant), log))
@@ -88,7 +103,11 @@ def _read_only(folder: Path) -> Row:
         if mounted:
             subprocess.run(["umount", str(disk)], check=False)
     lines = log.read_text().splitlines()
-    ok = codes == [1, 1] and sum(line.startswith("error: ") for line in lines) == 2 and "Traceback" not in log.read_text()
+    ok = (
+        codes == [1, 1]
+        and sum(line.startswith("error: ") for line in lines) == 2
+        and "Traceback" not in log.read_text()
+    )
     return Row("read-only output", promise, f"run and study: “{(lines or ['no line'])[-1][:90]}”", ok)
 
 
@@ -110,5 +129,3 @@ def _mounted(disk: Path, size: int) -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
-
-

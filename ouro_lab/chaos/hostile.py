@@ -27,10 +27,12 @@ from ouro_lab.training import checkpoint
 PROMISE = "refused in one line, nothing executed or written"
 SNIPPETS = (
     b"\x00", b"\xff\xfe", b"NaN", b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"{" * 3000, b'"' * 7, b"\n\n", b"${x}",
-    b"&a [*a]", b"!!python/object/apply:os.system ['touch touched']", b"cos\nsystem\n(S'touch touched'\ntR.", b"../../x",
+    b"&a [*a]", b"../../x", b"!!python/object/apply:os.system ['touch touched']",
+    b"cos\nsystem\n(S'touch touched'\ntR.",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 10**12, 10**400, 1e308, "", "x", "../../x", [], [[]], {}, {"_target_": "os.system"}, [None] * 9,
+    None, True, -1, 0, 1, 10**12, 10**400, 1e308, "", "x", "../../x", [], [[]], {}, {"_target_": "os.system"},
+    [None] * 9,
 )  # fmt: skip
 TARGETS = (
     "os.system", "subprocess.run", "builtins.eval", "ouro_lab.run.os.system", "ouro_lab.metrics_log.replace_file",
@@ -71,8 +73,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     before, home = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, Path.cwd()
     os.chdir(room)
     try:
-        _written_by_hand(tally, room)
-        _mutated(tally, room, folder / "run", 1 if quick else 10)
+        examine(tally, room, folder / "run", 0.1 if quick else 1.0)
         left = [path.name for path in room.iterdir() if not path.name.startswith("input")]
     finally:
         os.chdir(home)
@@ -82,6 +83,15 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     said += f"{len(tally.faults)} otherwise; {len(left)} files written; {grown} MiB more memory"
     ok = not wrong and not left and grown < 1024
     yield Row("hostile files", PROMISE, said + "".join(f"\n        {each}" for each in wrong[:8]), ok)
+
+
+def examine(tally: Tally, room: Path, run: Path, share: float) -> None:
+    """Feeds what is written by hand, then `share` of ten thousand mutations of what a run and a trunk hold.
+
+    room: an empty folder, and the working directory: what an input executes would leave something there.
+    """
+    _written_by_hand(tally, room)
+    _mutated(tally, room, run, share)
 
 
 def mutate(data: bytes, dice: random.Random) -> bytes:
@@ -118,41 +128,42 @@ def mutate_json(content: Any, dice: random.Random) -> Any:
         return copy
 
 
-def _mutated(tally: Tally, room: Path, run: Path, tenths: int) -> None:
+def _mutated(tally: Tally, room: Path, run: Path, share: float) -> None:
+    """share: of ten thousand inputs."""
     dice = random.Random(0)
     ckpt = next((run / "checkpoints").glob("*.ckpt")).read_bytes()
     study = (EXPERIMENTS / "p_hop.yaml").read_bytes()
     path = room / "input"
 
     def feed(kind: str, count: int, data: bytes, read: Callable[[], Any]) -> None:
-        for _ in range(count):
+        for _ in range(int(count * share)):
             path.write_bytes(mutate(data, dice))
             tally.feed(kind, read)
 
-    feed("checkpoint", 250 * tenths, ckpt, lambda: checkpoint.load(path))
-    feed("pickle", 100 * tenths, _pickle_of(ckpt), lambda: checkpoint.load(path))
-    feed("config.yaml", 250 * tenths, (run / "config.yaml").read_bytes(), lambda: load_config(path))
-    feed("record.json", 200 * tenths, (run / "record.json").read_bytes(), lambda: records.read_json(path))
-    feed("metrics.jsonl", 50 * tenths, (run / "metrics.jsonl").read_bytes(), lambda: records.read_metrics(path))
-    _trunks(tally, room, dice, tenths)
-    for number in range(3 * tenths):
+    feed("checkpoint", 2500, ckpt, lambda: checkpoint.load(path))
+    feed("pickle", 1000, _pickle_of(ckpt), lambda: checkpoint.load(path))
+    feed("config.yaml", 2500, (run / "config.yaml").read_bytes(), lambda: load_config(path))
+    feed("record.json", 2000, (run / "record.json").read_bytes(), lambda: records.read_json(path))
+    feed("metrics.jsonl", 500, (run / "metrics.jsonl").read_bytes(), lambda: records.read_metrics(path))
+    _trunks(tally, room, dice, share)
+    for number in range(int(30 * share)):
         (room / f"input_{number}.yaml").write_bytes(mutate(study, dice))
         tally.feed("study", lambda n=number: compose_config(f"input_{n}", folder=room))
 
 
-def _trunks(tally: Tally, room: Path, dice: random.Random, tenths: int) -> None:
+def _trunks(tally: Tally, room: Path, dice: random.Random, share: float) -> None:
     folder = room / "input_trunk"
     trunk = Path(__file__).resolve().parents[2] / "trunks" / "p_hop" / "seed_0"
     shutil.copytree(trunk, folder)
     weights = (folder / "model.safetensors").read_bytes()
     head = 8 + int.from_bytes(weights[:8], "little")
-    for _ in range(150 * tenths):
+    for _ in range(int(1500 * share)):
         (folder / "model.safetensors").write_bytes(mutate(weights[:head], dice) + weights[head:])
         tally.feed("safetensors header", lambda: read_weights(folder))
     (folder / "model.safetensors").write_bytes(weights)
     for name in ("config.json", "ouro_lab.json"):
         content = json.loads((trunk / name).read_text())
-        for _ in range(30 * tenths):
+        for _ in range(int(300 * share)):
             (folder / name).write_text(json.dumps(mutate_json(content, dice)))
             tally.feed(name, lambda: open_trunk(folder))
         (folder / name).write_text(json.dumps(content))

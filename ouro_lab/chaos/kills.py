@@ -12,7 +12,20 @@ from typing import Any
 
 from ouro_lab import metrics_log, records
 from ouro_lab.chaos.tiny import (
-    VAL_EVERY, Outcome, Row, child, ended, execute, finished_as, kill, outcome, place, step_of, tiny, wait_for,
+    VAL_EVERY,
+    Outcome,
+    Row,
+    child,
+    ended,
+    execute,
+    finished_as,
+    kill,
+    outcome,
+    place,
+    put,
+    step_of,
+    tiny,
+    wait_for,
     whole,
 )  # fmt: skip
 from ouro_lab.training import checkpoint
@@ -91,7 +104,7 @@ def _half_a_checkpoint() -> None:
         file.flush()
         _die()
 
-    checkpoint.torch.save = _second(real, half)
+    put(checkpoint.torch, "save", _second(real, half))
 
 
 def _renamed(first: bool) -> Callable[[], None]:
@@ -105,7 +118,7 @@ def _renamed(first: bool) -> Callable[[], None]:
                 _die()
             return real(path, target)
 
-        Path.replace = replace
+        put(Path, "replace", replace)
 
     return plant
 
@@ -113,10 +126,10 @@ def _renamed(first: bool) -> Callable[[], None]:
 def _half_a_row() -> None:
     def half(log: metrics_log.MetricsLog, content: dict[str, Any], sync: bool) -> None:
         with log.path.open("a") as file:
-            file.write('{"step": %d, "train/lo' % content["step"])
+            file.write(f'{{"step": {content["step"]}, "train/lo')
         _die()
 
-    metrics_log.MetricsLog._write = _second(metrics_log.MetricsLog._write, half)
+    put(metrics_log.MetricsLog, "_write", _second(metrics_log.MetricsLog._write, half))
 
 
 def _record() -> None:
@@ -126,7 +139,7 @@ def _record() -> None:
         path.with_name(f".{path.name}.{os.getpid()}").write_text(content[: len(content) // 2])
         _die()
 
-    records.replace_file = _second(real, half)
+    put(records, "replace_file", _second(real, half))
 
 
 WRITES: dict[str, Callable[[], None]] = {
@@ -139,7 +152,7 @@ WRITES: dict[str, Callable[[], None]] = {
 
 
 def _cache(folder: Path, kills: int) -> Row:
-    """The token cache of a text of one's own, made by a process that is killed; then made, and compared byte for byte."""
+    """The token cache of a text, made by a process that is killed; then by one that is not: the same, byte for byte."""
     text = folder / "words.txt"
     dice = random.Random(1)
     text.write_text("\n\n".join(" ".join(dice.choices(("ouro", "loop", "exit", "gate"), k=40)) for _ in range(4000)))
@@ -185,7 +198,9 @@ def _sigterm(folder: Path, expected: Outcome) -> Row:
         kept, sound = records.checkpoint_step(one.directory), whole(one)
         state = (records.read_state(one.directory) or {})["state"]
         equal = finished_as(one, expected, folder / "log.txt")
-    said = f"ended in {seconds:.1f} s as {state}, checkpoint of step {kept} of {reached} reached; {_all(equal)} identical"
+    said = (
+        f"ended in {seconds:.1f} s as {state}, checkpoint of step {kept} of {reached} reached; {_all(equal)} identical"
+    )
     ok = seconds < 30 and sound and kept > 0 and state == "interrupted" and equal
     return Row("SIGTERM", "checkpoint within 30 s on a small model, same loss curve after resume", said, ok)
 
@@ -206,7 +221,9 @@ def _worker(folder: Path) -> Row:
         equal = finished_as(one, expected, folder / "log.txt")
     said = f"exit status {code}, state {state['state']}: “{state['reason'][:80]}”; {_all(equal)} identical after resume"
     named = any(str(victim) in state["reason"] for victim in victims) or "worker" in state["reason"]
-    return Row("a loader worker dies", "run stops with the cause named; resume works", said, code != 0 and named and equal)
+    return Row(
+        "a loader worker dies", "run stops with the cause named; resume works", said, code != 0 and named and equal
+    )
 
 
 def _children(pid: int) -> list[int]:
@@ -216,5 +233,3 @@ def _children(pid: int) -> list[int]:
 
 def _all(kept: bool) -> str:
     return "all" if kept else "NOT all"
-
-

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ouro_lab import alarms, records, replay
 from ouro_lab.alarms import Alarm
-from ouro_lab.chaos.tiny import Row, child, ended, execute, outcome, place, same, tiny
+from ouro_lab.chaos.tiny import Row, child, ended, execute, outcome, place, put, same, tiny
 from ouro_lab.data.datamodules import TaskData
-from ouro_lab.data.tasks.protocol import IGNORE, Arrays
 from ouro_lab.data.random import Ints
+from ouro_lab.data.tasks.protocol import IGNORE, Arrays
 from ouro_lab.run import EXIT_DIVERGED
 from ouro_lab.study import Run
 
@@ -71,11 +71,11 @@ def plant() -> None:
         targets[rows] = (targets[rows] + 1) % data.vocab_size
         return arrays | {"targets": targets}
 
-    TaskData.read_train = read_train
+    put(TaskData, "read_train", read_train)
 
 
 def _leave_out() -> None:
-    TaskData.skipped = (BAD,)
+    put(TaskData, "skipped", (BAD,))
 
 
 def _kept(one: Run, folder: Path, found: list[Alarm]) -> bool:

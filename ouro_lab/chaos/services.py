@@ -37,7 +37,12 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
 
 
 def _unwilling(
-    folder: Path, one: run.Run, how: str, address: str, fault: contextlib.AbstractContextManager, files: dict[str, bytes]
+    folder: Path,
+    one: run.Run,
+    how: str,
+    address: str,
+    fault: contextlib.AbstractContextManager,
+    files: dict[str, bytes],
 ) -> Row:
     """A push that the store does not take, then two into one that does."""
     log = folder / f"{how}.txt"
@@ -86,7 +91,9 @@ def _points(database: Path) -> tuple[int, int]:
     key = "run_uuid, key, step, value, is_nan, timestamp"
     with contextlib.closing(sqlite3.connect(database)) as connection:
         total = connection.execute("select count(*) from metrics").fetchone()[0]
-        distinct = connection.execute("select count(*) from (select distinct run_uuid, key, step from metrics)").fetchone()[0]
+        distinct = connection.execute(
+            "select count(*) from (select distinct run_uuid, key, step from metrics)"
+        ).fetchone()[0]
         assert total == connection.execute(f"select count(*) from (select distinct {key} from metrics)").fetchone()[0]
     return total - distinct, total
 

@@ -76,6 +76,11 @@ def child(work: Callable[[], int], log: Path) -> int:
         os._exit(code)
 
 
+def put(owner: Any, name: str, value: Any) -> None:
+    """Plants `value` in a module or class of a child, with which it goes."""
+    setattr(owner, name, value)
+
+
 def ended(pid: int) -> int:
     """Waits for a child; its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

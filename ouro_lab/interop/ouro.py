@@ -33,6 +33,10 @@ def read_ouro(folder: Path, options: Mapping[str, Any] | None = None) -> tuple[L
     content = read_object(folder / "config.json")
     config = read_config(content, str(folder / "config.json"), options)
     stored = read_weights(folder)
+    if config.layers > len(stored):  # or a number in a file would decide how long the next line takes
+        raise ValueError(
+            f"{folder / 'config.json'}: num_hidden_layers = {config.layers}: there are {len(stored)} tensors"
+        )
     with torch.device("meta"):
         model = LoopedTransformer(config)
     _check(stored, shapes(config), content.get("dtype", content.get("torch_dtype")), folder)

@@ -77,7 +77,7 @@ def read_config(content: Mapping[str, Any], where: str, options: Mapping[str, An
     _check_layer_types(content, where)
     try:
         return ModelConfig(**shape, rope_base=_rope_base(content, where), **(options or {}))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # the second where a value is of a kind that nothing compares with
         raise ValueError(f"{where}: {error}") from None
 
 
@@ -104,12 +104,17 @@ def write_config(config: ModelConfig, dtype: str, kept: Mapping[str, Any]) -> di
 def _rope_base(content: Mapping[str, Any], where: str) -> float:
     """transformers 4 writes `rope_theta`, 5 `rope_parameters`; where both are there they must agree."""
     parameters = content.get("rope_parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{where}: rope_parameters = {parameters!r}: must be an object")
     for name, value in parameters.items():
         valid = {"rope_type": "default", "partial_rotary_factor": 1.0, "rope_theta": value}
         if name not in valid or value != valid[name]:
             must = f"must be {valid[name]!r}" if name in valid else "unknown, so it may change the computation"
             raise ValueError(f"{where}: rope_parameters.{name} = {value!r}: {must}")
     given = (content.get("rope_theta"), parameters.get("rope_theta"))
+    for base in given:
+        if base is not None and (not isinstance(base, int | float) or not 0 < base < 1e30):
+            raise ValueError(f"{where}: rope_theta = {str(base)[:40]}: must be a number > 0")
     found = {float(base) for base in given if base is not None}
     if len(found) != 1:
         what = "rope_theta and rope_parameters.rope_theta disagree" if found else "lacks rope_theta"
@@ -120,7 +125,7 @@ def _rope_base(content: Mapping[str, Any], where: str) -> float:
 def _check_layer_types(content: Mapping[str, Any], where: str) -> None:
     types = content.get("layer_types")
     layers = content["num_hidden_layers"]
-    if types is not None and types != ["full_attention"] * len(types):
-        raise ValueError(f"{where}: layer_types holds {sorted(set(types))}: must be full_attention alone")
+    if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
+        raise ValueError(f"{where}: layer_types = {str(types)[:80]}: must be full_attention alone")
     if types is not None and len(types) != layers:
         raise ValueError(f"{where}: layer_types has {len(types)} entries: must be num_hidden_layers = {layers}")

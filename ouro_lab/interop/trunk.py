@@ -87,7 +87,10 @@ def _open_folder(folder: Path) -> Trunk:
     own = restore(read_object(folder / OWN)) if (folder / OWN).is_file() else {}
     if own and own.get("schema") != SCHEMA:
         raise ValueError(f"{folder / OWN}: schema = {own.get('schema')!r}: must be {SCHEMA}")
-    model, content = read_ouro(folder, own.pop("backbone", {}))
+    options = own.pop("backbone", {})
+    if not isinstance(options, dict):
+        raise ValueError(f"{folder / OWN}: backbone = {str(options)[:40]}: must be an object")
+    model, content = read_ouro(folder, options)
     found = weights_digest(model)
     if own.get("digest", found) != found:
         raise ValueError(f"{folder / OWN}: digest = {own['digest']}: that of the weights beside it is {found}")

@@ -115,7 +115,9 @@ class Watch(Callback):
         if saved:
             part = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
             save_batch(self.directory / f"{name}{part}.safetensors", reading)
-        raised = [Alarm(reading.step, batch, samples, each.what, each.value, each.limit, action, saved) for each in found]
+        raised = [
+            Alarm(reading.step, batch, samples, each.what, each.value, each.limit, action, saved) for each in found
+        ]
         if trainer.is_global_zero:
             for alarm in raised:
                 alarms.add(self.directory, alarm)
@@ -123,7 +125,9 @@ class Watch(Callback):
         if action == "stop":
             raise DivergedError(f"{found[0].what} = {found[0].value:.6g} at step {reading.step} of {trainer.max_steps}")
         if action == "rollback":
-            raise RollbackError(f"{found[0].what} = {found[0].value:.6g} at step {reading.step}; batch {batch} is skipped")
+            raise RollbackError(
+                f"{found[0].what} = {found[0].value:.6g} at step {reading.step}; batch {batch} is skipped"
+            )
 
     def _action(self, found: list[Finding], rollbacks: int) -> str:
         if self.policy == "rollback":

@@ -39,9 +39,10 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read_train(self, indices):
         arrays = real(self, indices)
-        bad = (indices // self.batch_size == BAD)[:, None]
-        wrong = (arrays["targets"] + 1) % self.vocab_size
-        return arrays | {"targets": torch.where(torch.tensor(bad & (arrays["targets"] >= 0)), torch.tensor(wrong), torch.tensor(arrays["targets"])).numpy()}
+        targets = arrays["targets"].copy()
+        bad = (indices // self.batch_size == BAD)[:, None] & (targets >= 0)
+        targets[bad] = (targets[bad] + 1) % self.vocab_size
+        return arrays | {"targets": targets}
 
     monkeypatch.setattr(TaskData, "read_train", read_train)
     monkeypatch.setattr(spikes, "LEAST", 4)
@@ -103,7 +104,8 @@ def test_norms_by_block_add_up_to_the_norm_that_is_clipped_and_to_the_step_taken
     before, after = (checkpoint.backbone_weights(path) for path in files)
     moved: dict[str, float] = {}
     for name in after:
-        moved[block_of(name)] = moved.get(block_of(name), 0.0) + float((after[name] - before[name]).double().square().sum())
+        square = float((after[name] - before[name]).double().square().sum())
+        moved[block_of(name)] = moved.get(block_of(name), 0.0) + square
     for block, square in moved.items():
         assert rows[-1][f"optim/update_norm/{block}"] == pytest.approx(square**0.5, rel=1e-4)
 
