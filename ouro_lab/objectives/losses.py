@@ -29,6 +29,11 @@ class Mean:
     def __call__(self, values: Tensor) -> Tensor:
         return (values * self.valid).sum() / self.count
 
+    def exits(self, p: Tensor) -> dict[str, Tensor]:
+        """The exit distribution p [T, B, S] over loops, and its mean loop."""
+        by_loop = {f"exit_p_loop{loop}": self(p_t) for loop, p_t in enumerate(p, start=1)}
+        return by_loop | {"exit_loop_mean": self((p * _column(range(1, len(p) + 1), p)).sum(0))}
+
     def cross_entropy(self, hiddens: list[Tensor], head_weight: Tensor, targets: Tensor, weights: Tensor) -> Loss:
         """Mean of Σ_t w_t·CE_t, and each loop's own mean as a metric. weights: [T, B, S], or [T, 1, 1]."""
         weights = weights.expand(len(hiddens), *targets.shape)
@@ -138,14 +143,14 @@ class MixtureOfLogits:
         self, states: Iterable[LoopState], head_weight: Tensor, targets: Tensor, denominator: Tensor | None = None
     ) -> Loss:
         mixed: Tensor | float = 0.0
-        depth: Tensor | float = 0.0
-        for loop, (state, log_p) in enumerate(with_exit_probability(states), start=1):
+        exits = []
+        for state, log_p in with_exit_probability(states):
             p = log_p.exp()
             mixed = mixed + p.unsqueeze(-1).to(state.hidden.dtype) * state.hidden
-            depth = depth + loop * p.detach()
+            exits.append(p.detach())
         mean = Mean(targets, denominator)
         loss, _ = mean.cross_entropy([mixed], head_weight, targets, _ones(mixed))
-        return loss, {"exit_loop_mean": mean(depth)}
+        return loss, mean.exits(torch.stack(exits))
 
 
 def expected_loss(
@@ -163,8 +168,7 @@ def expected_loss(
     p = log_p.exp()
     task, by_loop = mean.cross_entropy([state.hidden for state, _ in steps], head_weight, targets, p)
     pull = mean((p * (log_p if prior is None else log_p - _column(prior, p))).sum(0))
-    depth = mean((p.detach() * _column(range(1, len(steps) + 1), p)).sum(0))
-    metrics = {"expected_loss": task.detach(), "exit_loop_mean": depth, "exit_pull": pull.detach()} | by_loop
+    metrics = {"expected_loss": task.detach(), "exit_pull": pull.detach()} | by_loop | mean.exits(p.detach())
     return task + beta * pull, metrics
 
 

@@ -85,7 +85,7 @@ class StageTwo:
         metrics = {f"loss_loop{t}": mean(loss) for t, loss in enumerate(by_loop, start=1)}
         for t, loss, label in zip(terms, each.detach(), labels, strict=True):
             metrics |= {f"gate_loss_loop{t}": mean(loss), f"label_loop{t}": mean(label)}
-        metrics["exit_loop_mean"] = mean(_exit_loop(gates))
+        metrics |= mean.exits(exit_distribution(torch.stack(gates).detach()).exp())
         return mean(self._total(each, len(gates))), metrics
 
     def token_loss(self, losses: Tensor, gate_logits: Tensor) -> Tensor:
@@ -108,9 +108,3 @@ class StageTwo:
 def _binary_cross_entropy(labels: Tensor, gate_logits: Tensor) -> Tensor:
     """Of 1 − λ against w, both [terms, B, S]; log(1 − λ) = logsigmoid(−g) is finite wherever the gate saturates."""
     return -(labels * F.logsigmoid(-gate_logits) + (1 - labels) * F.logsigmoid(gate_logits))
-
-
-def _exit_loop(gates: list[Tensor]) -> Tensor:
-    """Σ_t t·p_t of every token [B, S]."""
-    p = exit_distribution(torch.stack(gates).detach()).exp()  # [T, B, S]
-    return (p * torch.arange(1, len(gates) + 1, device=p.device).view(-1, 1, 1)).sum(0)

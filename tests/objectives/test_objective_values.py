@@ -140,6 +140,7 @@ def test_metrics_are_detached_scalars_of_the_stated_meaning(case: Callable) -> N
     p = torch.tensor([[float(each) for each in terms[2]] for terms in per_token], dtype=torch.float64)
     by_loop = {f"loss_loop{t + 1}": losses[:, t].mean() for t in range(3)}
     depth = {"exit_loop_mean": (p * torch.tensor([1.0, 2.0, 3.0])).sum(-1).mean()}
+    depth |= {f"exit_p_loop{t + 1}": p[:, t].mean() for t in range(3)}
     negative_entropy = (p * p.log()).sum(-1).mean()
     expected = {"expected_loss": (p * losses).sum(-1).mean()}
     wanted = {

@@ -118,9 +118,10 @@ def test_metrics_are_detached_means_of_the_stated_meaning(case: Callable) -> Non
     first, second = (gate.detach().sigmoid()[valid] for gate in given.gates[:2])
     depth = first + 2 * (1 - first) * second + 3 * (1 - first) * (1 - second)
     torch.testing.assert_close(metrics["exit_loop_mean"], depth.mean(), rtol=0, atol=1e-12)
-    assert metrics.keys() == {f"loss_loop{t}" for t in (1, 2, 3)} | {"exit_loop_mean"} | {
+    torch.testing.assert_close(metrics["exit_p_loop2"], ((1 - first) * second).mean(), rtol=0, atol=1e-12)
+    assert metrics.keys() == {f"{name}_loop{t}" for name in ("loss", "exit_p") for t in (1, 2, 3)} | {
         f"{name}_loop{t}" for name in ("gate_loss", "label") for t in (2, 3)
-    }
+    } | {"exit_loop_mean"}
     torch.testing.assert_close(metrics["gate_loss_loop2"] + metrics["gate_loss_loop3"], 3 * loss.detach())
     assert 0.438 < metrics["label_loop2"] < 1
 
