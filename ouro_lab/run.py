@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ouro_lab import alarms, records
 from ouro_lab.alarms import RollbackError
 from ouro_lab.config import ConfigError, build, plain
+from ouro_lab.ranks import lost_ranks, own_rank
 from ouro_lab.study import Run, Study
 
 EXIT_DIVERGED = 3
@@ -58,8 +59,8 @@ def find(arguments: list[str]) -> Run:
 
 def execute(run: Run) -> int:
     """Trains or evaluates one run in its directory, under its lock."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # a rank that the strategy started: rank 0 keeps the records
-        return _work(run)
+    if own_rank() > 0:
+        return _follow(run)
     with records.run_lock(run.directory) as free:
         if not free:
             print(f"{run.id}: is running already", flush=True)
@@ -76,6 +77,16 @@ def execute(run: Run) -> int:
                 records.finish(run.directory, "interrupted" if _stopped(error) else "failed", _reason(error))
             raise
         return code
+
+
+def _follow(run: Run) -> int:
+    """What a rank other than 0 does: the same work; rank 0 keeps the records and says how the run ended."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        return _work(run)
+    except SIGTERMException:  # any other status would have the rest of the ranks killed
+        return 0
 
 
 def _work(run: Run) -> int:
@@ -108,6 +119,11 @@ def _trained(run: Run) -> tuple["Session", dict[str, float], str]:
             print(f"{run.id}: rolls back: {error}", flush=True)
             if session.trainer.world_size > 1:
                 raise
+        except Exception as error:
+            lost = lost_ranks(getattr(session.trainer.strategy.launcher, "procs", ()))
+            if lost:
+                raise RuntimeError(f"{lost} ({_reason(error)})") from error
+            raise
 
 
 class Session:
@@ -121,7 +137,7 @@ class Session:
         self.config: DictConfig = OmegaConf.create(run.config)
         parts = assemble(self.config)
         self.data, self.cost, self.steps, self.evaluation = parts.data, parts.cost, parts.steps, parts.evaluation
-        records.note(run.directory, {"cost": parts.cost, **facts(parts)})
+        self._note({"cost": parts.cost, **facts(parts)})
         self.execution = self._settle()
         self.log = records.MetricsLog(run.directory / "metrics.jsonl")
         self._leave_out(alarms.skipped(run.directory))
@@ -134,7 +150,8 @@ class Session:
 
         if self.config.do == "fit":
             last = newest(self.run.directory / "checkpoints")
-            self.log.cut(step_of(last) if last else 0)
+            if own_rank() == 0:
+                self.log.cut(step_of(last) if last else 0)
             if last:
                 print(f"resumes at step {step_of(last)} of {self.steps}", flush=True)
             if not last or step_of(last) < self.steps:
@@ -165,9 +182,12 @@ class Session:
         Raises:
             ValueError: it answers other names than it announced to the check.
         """
-        if self.evaluation is None or not self.trainer.is_global_zero:
+        if self.evaluation is None:
             return {}
-        backbone = self.module.backbone.to(self.trainer.strategy.root_device).eval()
+        backbone = self._whole_backbone()
+        if not self.trainer.is_global_zero:
+            return {}
+        backbone = backbone.to(self.trainer.strategy.root_device).eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             values = self.evaluation(backbone, self.data, "test")
         odd = set(values) ^ set(self.evaluation.metric_names(self.data, backbone.loops))
@@ -182,13 +202,30 @@ class Session:
             print(f"leaves out batches {', '.join(map(str, batches))}, which made it roll back", flush=True)
             self.data.skipped = batches
 
+    def _whole_backbone(self) -> torch.nn.Module:
+        """The backbone; of a sharded one a copy, whose weights rank 0 alone has."""
+        from ouro_lab.assembly import assemble
+        from ouro_lab.training.sharding import is_sharded, whole_weights
+
+        if not is_sharded(self.module):
+            return self.module.backbone
+        weights, whole = whole_weights(self.module.backbone), assemble(self.config).backbone
+        if weights:
+            whole.load_state_dict(weights)
+        return whole
+
+    def _note(self, content: dict[str, Any]) -> None:
+        """On rank 0 alone: a record is read, added to and written back."""
+        if own_rank() == 0:
+            records.note(self.run.directory, content)
+
     def _settle(self) -> Any:
         """Precision and compilation, once for all of the run's attempts."""
         from ouro_lab.training import execution
 
         earlier = records.read_note(self.run.directory).get("execution", {})
         settled = execution.settle(plain(self.config.trainer), self.cost["training_flops"], earlier)
-        records.note(self.run.directory, {"execution": execution.note(settled)})
+        self._note({"execution": execution.note(settled)})
         execution.share_compiled_code()
         return settled
 
@@ -201,12 +238,13 @@ class Session:
         module = LoopedModule(parts.backbone, parts.objective, optim, metrics, self.steps)
         if self.run.start is not None:
             self.run.start.load_into(parts.backbone)
-            records.note(self.run.directory, {"init_from": self.run.start.identity})
+            self._note({"init_from": self.run.start.identity})
         return module
 
     def _trainer(self) -> Any:
         from ouro_lab.training.callbacks import Progress, Recorder, Settled
         from ouro_lab.training.norms import BlockNorms
+        from ouro_lab.training.preemption import Preemption
         from ouro_lab.training.watch import Watch
 
         node, directory = self.config.trainer, self.run.directory
@@ -215,7 +253,7 @@ class Session:
         recorder = Recorder(self.log, every, tokens, self.cost["flops_per_token"])
         origin = getattr(self.data, "origin", lambda step: (step, None))
         watch = Watch(directory, node.get("on_spike", "warn"), origin)
-        callbacks = [BlockNorms(every), recorder, watch, Settled(directory), Progress()]
+        callbacks = [BlockNorms(every), recorder, watch, Settled(directory), Progress(), Preemption()]
         settled = {"precision": self.execution.precision, "compile": self.execution.compiled}
         return build(node, "trainer", run_dir=directory, steps=self.steps, callbacks=callbacks, **settled)
 
@@ -268,6 +306,7 @@ def first_line(error: BaseException) -> str:
 def quiet() -> None:
     """Lightning's advertisements and the deprecations that are its own."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a launcher decides what uses it
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # how every resumed run finds it
 

@@ -86,21 +86,35 @@ class StepSampler(Sampler[int]):
 
 
 class EvaluationBatches(Dataset[Batch]):
-    """A fixed set in batches of `batch_size`; rank r of w holds the sequences r, r + w, …: none padded, none twice."""
+    """A fixed set in batches of `batch_size`; rank r of w holds the sequences r, r + w, …: none padded, none twice.
+
+    All ranks have equally many batches, as ranks of a sharded model compute together: one that would have a batch less
+    cuts its sequences into more and smaller ones, or, where it has too few, all ranks take larger ones.
+
+    Raises:
+        ValueError: fewer sequences than ranks.
+    """
 
     def __init__(
         self, read: Callable[[Ints], Arrays], size: int, batch_size: int, world: int = 1, rank: int = 0
     ) -> None:
-        self.read, self.batch_size = read, batch_size
-        self.indices = np.arange(rank, size, world)
+        if size < world:
+            raise ValueError(f"{size} evaluation sequences: must be at least one for each of the {world} ranks")
+        self.read = read
+        count = min(-(-size // (world * batch_size)), size // world)
+        self.parts = _parts(np.arange(rank, size, world), batch_size, count)
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self.parts)
 
     def __getitem__(self, batch: int) -> Batch:
-        if batch >= len(self):
-            raise IndexError(batch)
-        return to_tensors(self.read(self.indices[batch * self.batch_size : (batch + 1) * self.batch_size]))
+        return to_tensors(self.read(self.parts[batch]))
+
+
+def _parts(indices: Ints, size: int, count: int) -> list[Ints]:
+    """`count` parts: full ones and a rest where that makes so many, else even ones."""
+    full = [indices[start : start + size] for start in range(0, len(indices), size)]
+    return full if len(full) == count else np.array_split(indices, count)
 
 
 def to_tensors(arrays: Arrays) -> Batch:

@@ -1,13 +1,17 @@
 """Checkpoints that are either whole or absent, and that load without executing code."""
 
+import contextlib
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
+
+from ouro_lab.training import sharded_checkpoint
 
 BACKBONE = "backbone."
 
@@ -47,23 +51,43 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path`, tensors on the CPU.
+    """The checkpoint at `path`, a file or a folder of shards, tensors on the CPU.
 
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or one that needs code to unpickle.
     """
-    if not path.is_file():
+    content = _read(path, sharded_checkpoint.load if path.is_dir() else _one_file)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"checkpoint {path}: has no 'state_dict'")
+    return content
+
+
+def verify(path: Path) -> None:
+    """Of shards the index and the sizes alone: each rank reads its own part later.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    if path.is_dir():
+        _read(path, sharded_checkpoint.check)
+    else:
+        load(path)
+
+
+def _one_file(path: Path) -> Any:
+    _refuse_compressed(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    if not path.exists():
         raise CheckpointError(f"checkpoint {path}: no such file")
     try:
-        _refuse_compressed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return read(path)
     except Exception as error:  # a damaged pickle may ask its reader for anything
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         message = f"checkpoint {path}: cannot be read ({reason}); delete it to continue without it"
         raise CheckpointError(message) from None
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"checkpoint {path}: has no 'state_dict'")
-    return content
 
 
 def _refuse_compressed(path: Path) -> None:
@@ -98,13 +122,14 @@ def newest(folder: Path) -> Path | None:
     errors = []
     for path in found:
         try:
-            load(path)
+            verify(path)
         except CheckpointError as error:
             errors.append(error)
             print(f"warning: {error}", flush=True)
             continue
         for error_path in found[: len(errors)]:  # set aside, so that nothing takes it for the newest again
-            error_path.rename(error_path.with_suffix(".corrupt"))
+            with contextlib.suppress(FileNotFoundError):  # another rank was first
+                error_path.rename(error_path.with_suffix(".corrupt"))
         return path
     if errors:
         raise errors[0]

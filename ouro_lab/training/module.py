@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from ouro_lab.objectives import IGNORE, token_cross_entropy, with_exit_probability
@@ -13,6 +14,7 @@ from ouro_lab.training.optim import AdamW
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, float]
+AVERAGES = "averages"  # a checkpoint's key
 
 
 class Objective(Protocol):
@@ -55,6 +57,14 @@ class Averages:
         self.sums.clear()
         self.counts.clear()
         return dict(zip(names, values.tolist(), strict=True))
+
+    def state(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, tuple[Tensor, int]]:
+        """Sums (means over ranks) and counts since the last drain, for a checkpoint that falls between two of them."""
+        return {name: (over_ranks(total).cpu(), self.counts[name]) for name, total in self.sums.items()}
+
+    def restore(self, state: Mapping[str, tuple[Tensor, int]], device: torch.device) -> None:
+        self.sums = {name: total.to(device) for name, (total, _) in state.items()}
+        self.counts = {name: count for name, (_, count) in state.items()}
 
 
 class LoopedModule(L.LightningModule):
@@ -142,13 +152,29 @@ class LoopedModule(L.LightningModule):
         """Lightning's clip, with the norm and the clipped fraction kept."""
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.grad_norm = norm.detach()
         self.averages.add("optim/grad_norm", norm)
         self.averages.add("optim/clipped_fraction", norm > limit)
 
+    def configure_model(self) -> None:
+        """Cuts the module into shards where the strategy has a way to; Lightning asks before it makes optimisers."""
+        shard = getattr(self.trainer.strategy, "shard", None)
+        if shard is not None:
+            shard(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[AVERAGES] = self.averages.state(self._over_ranks)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.averages.restore(checkpoint.get(AVERAGES, {}), self.device)
+
     def drain(self) -> Metrics:
         """Averages since the last call, the same on every rank."""
-        return self.averages.drain(lambda values: self.trainer.strategy.reduce(values, reduce_op="mean"))
+        return self.averages.drain(self._over_ranks)
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="mean")
 
     def _read_out(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Token losses [B, S] and whether the most likely token is the target [B, S]."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from ouro_lab.training.checkpoint import AtomicCheckpointIO
 from ouro_lab.training.execution import CompileStep
+from ouro_lab.training.sharding import FSDP
 from ouro_lab.training.watch import check_policy
 
 
@@ -17,7 +19,7 @@ def build(
     accelerator: str = "cpu",
     devices: int = 1,
     num_nodes: int = 1,
-    strategy: str = "auto",
+    strategy: str | FSDP = "auto",
     precision: str = "32-true",
     compile: bool = False,
     accumulate: int = 1,
@@ -33,9 +35,9 @@ def build(
 
     steps: 0 where nothing is trained.
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
-    precision, compile: `auto` of a config is settled before, in `execution.settle`.
-    clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder). on_spike: warn, stop or
-    rollback (used by the watch).
+    strategy: a name of Lightning's, or FSDP. precision, compile: `auto` of a config is settled before, in
+    `execution.settle`. clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
+    on_spike: warn, stop or rollback (used by the watch).
     """
     check_arguments({"accumulate": accumulate, "val_every": val_every, "log_every": log_every, "on_spike": on_spike})
     checkpoints = ModelCheckpoint(
@@ -52,7 +54,7 @@ def build(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        strategy=strategy,
+        strategy=strategy if isinstance(strategy, str) else strategy.build(devices * num_nodes),
         precision=precision,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
@@ -62,13 +64,18 @@ def build(
         val_check_interval=max(1, min(val_every, steps)) * accumulate,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *([CompileStep()] if compile else []), checkpoints],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_cluster()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # the datamodule slices the global batch itself
         default_root_dir=run_dir,
     )
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Lightning's own requeue is off: submitit has one, and it knows how often a job may come back."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
