@@ -67,7 +67,7 @@ def load(folder: Path) -> dict[str, Any]:
         name: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
         for name, entry in index.state_dict_metadata.items()
     }
-    dcp.load(flat, storage_reader=_Reader(folder), planner=_Planner(flatten_state_dict=False), no_dist=True)
+    dcp.load(flat, storage_reader=_Reader(folder), planner=_Planner(), no_dist=True)
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         _put(nested, index.planner_data[name], value)
@@ -107,11 +107,8 @@ class _Reader(FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        name, content = read_item.dest_index.fqn, torch.load(value, weights_only=True)
-        if self.flatten_state_dict:
-            _put(self.original_state_dict, self.mappings[name], content)
-        else:
-            self.state_dict[name] = content
+        path = self.mappings[read_item.dest_index.fqn]
+        _put(self.original_state_dict, path, torch.load(value, weights_only=True))
 
 
 def _index(folder: Path) -> Metadata:

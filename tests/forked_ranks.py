@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 import torch
+import torch._dynamo  # FSDP2 asks for it: seconds that each rank would spend anew
 
 
 def in_ranks(world: int, work: Callable[[], object], seconds: float = 120.0) -> list[int]:
@@ -32,6 +33,8 @@ def _rank(rank: int, world: int, port: int, work: Callable[[], object]) -> None:
     torch.set_num_threads(1)
     try:
         work()
+    except SystemExit as end:
+        os._exit(end.code)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
