@@ -6,6 +6,7 @@ index may name only the classes that torch writes into one, and the rest is read
 
 import io
 import pickle
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
@@ -67,7 +69,7 @@ def load(folder: Path) -> dict[str, Any]:
         name: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
         for name, entry in index.state_dict_metadata.items()
     }
-    dcp.load(flat, storage_reader=_Reader(folder), planner=_Planner(), no_dist=True)
+    _fill(flat, folder, alone=True)
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         _put(nested, index.planner_data[name], value)
@@ -83,12 +85,12 @@ def load_into(module: nn.Module, optimisers: Iterable[torch.optim.Optimizer], fo
     """
     check(folder)
     weights = {MODEL: get_model_state_dict(module)}
-    dcp.load(weights, storage_reader=_Reader(folder), planner=_Planner())
+    _fill(weights, folder)
     set_model_state_dict(module, weights[MODEL])
     for place, optimiser in enumerate(optimisers):
         # One at a time: asked for its state, an optimiser that has none yet makes it, as large as the model's.
         state = {f"{OPTIMISER}{place}": get_optimizer_state_dict(module, optimiser)}
-        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
+        _fill(state, folder)
         set_optimizer_state_dict(module, optimiser, optim_state_dict=state[f"{OPTIMISER}{place}"])
     return _rest(folder)
 
@@ -109,6 +111,17 @@ class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         path = self.mappings[read_item.dest_index.fqn]
         _put(self.original_state_dict, path, torch.load(value, weights_only=True))
+
+
+def _fill(state: dict[str, Any], folder: Path, alone: bool = False) -> None:
+    """Reads what `state` names into it; with all ranks, unless `alone`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
+    except CheckpointException as error:  # which is no Exception
+        causes = [cause for cause, _ in error.failures.values()]
+        raise ValueError(str(causes[0])) from error
 
 
 def _index(folder: Path) -> Metadata:

@@ -23,6 +23,7 @@ OVERRIDES = [
     "trainer.compile=false",
     "trainer.val_every=4",
     f"budget.steps={STEPS}",
+    "evaluation._target_=tests_support.Agreement",
     "data.val_size=5",  # no multiple of the ranks: some have fewer sequences than others
 ]
 FSDP = "++trainer.strategy={_target_: ouro_lab.training.sharding.FSDP, sharded_checkpoints: %s}"
