@@ -41,9 +41,10 @@ class Local:
             return max(1, torch.cuda.device_count() // devices)
         return max(1, _cores() // (self.threads * devices))
 
-    def execute(self, todo: Callable[[], list[Run]], everything: Callable[[], list[Run]], watch: Watch) -> None:
+    def execute(self, todo: Callable[[], list[Run]], everything: Callable[[], list[Run]], watch: Watch) -> bool:
         """Runs what `todo` says until nothing is left, longest first; `watch` sees the active runs twice a second.
 
+        Returns whether there is anything to report: true, as all have ended.
         A run that another process of an earlier, killed call still executes is waited for, not started twice.
         """
         pool = _Pool(self)
@@ -53,8 +54,8 @@ class Local:
                 adopted = [run for run in everything() if run.state == "running" and run.id not in pool.active]
                 waiting = [run for run in todo() if run.id not in pool.active]
                 if not waiting and not adopted and not pool.active:
-                    return
-                pool.fill(sorted(waiting, key=_length, reverse=True), len(adopted))
+                    return True
+                pool.fill(sorted(waiting, key=length_of, reverse=True), len(adopted))
                 watch([run for run, *_ in pool.active.values()] + adopted)
                 time.sleep(0.5)
         finally:
@@ -86,15 +87,7 @@ class _Pool:
             recorded = state["state"] in ("done", "diverged") or state.get("ended", 0.0) > born
             if not recorded and not records.is_held(run.directory):  # held: an earlier call's process was first
                 ended = f"signal {-code}" if code < 0 else f"exit status {code}"
-                self._bury(run, f"the process ended with {ended}; see log.txt")
-
-    def _bury(self, run: Run, reason: str) -> None:
-        """Records a death that the process could not record; one before it began uses up an attempt too."""
-        before = records.read_state(run.directory) or {}
-        records.finish(run.directory, "failed", reason)
-        if before.get("state") != "running":
-            state = records.read_state(run.directory) or {}
-            records.write_json(run.directory / "state.json", state | {"attempts": before.get("attempts", 0) + 1})
+                bury(run, f"the process ended with {ended}; see log.txt")
 
     def stop(self) -> None:
         for _, process, *_ in self.active.values():
@@ -125,6 +118,15 @@ class _Pool:
         return [gpu for gpu in range(torch.cuda.device_count()) if gpu not in taken][:devices]
 
 
+def bury(run: Run, reason: str) -> None:
+    """Records a death that the process could not record; one before it began uses up an attempt too."""
+    before = records.read_state(run.directory) or {}
+    records.finish(run.directory, "failed", reason)
+    if before.get("state") != "running":
+        state = records.read_state(run.directory) or {}
+        records.write_json(run.directory / "state.json", state | {"attempts": before.get("attempts", 0) + 1})
+
+
 def _cores() -> int:
     """Cores that this process may use; a container's share where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -135,7 +137,7 @@ def _thread_limits(threads: int) -> dict[str, str]:
     return dict.fromkeys(names, str(threads)) | {"PYTHONUNBUFFERED": "1"}
 
 
-def _length(run: Run) -> float:
+def length_of(run: Run) -> float:
     """Expected cost, to start the longest first: known FLOPs, else steps × effective depth; least of an evaluation."""
     if run.config["do"] == "evaluate":
         return 0.0

@@ -34,8 +34,8 @@ def run(name: str, overrides: Sequence[str] = (), budget: str | None = None) -> 
         if minutes:
             cut.remember(whole, study, minutes)
         register(study)
-        _execute(study, parts, store)
-        _report(study, store)
+        if _execute(study, parts, store):
+            _report(study, store)
     failed = [run.id for run in study.expand() if run.state == "failed"]
     for run_id in failed:
         reason = (records.read_state(records.runs_root() / name / run_id) or {}).get("reason", "")
@@ -189,11 +189,12 @@ def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Part
     return study, parts
 
 
-def _execute(study: Study, parts: dict[str, Parts], store: Any) -> None:
+def _execute(study: Study, parts: dict[str, Parts], store: Any) -> bool:
+    """Whether there is anything to report; a launcher that only submits may have nothing yet."""
     save(study, parts)
     watch = Watch(study, parts, store)
     try:
-        build(study.config.launcher, "launcher").execute(study.todo, study.expand, watch)
+        return build(study.config.launcher, "launcher").execute(study.todo, study.expand, watch)
     finally:
         watch.end()
         save(study, parts)
