@@ -12,6 +12,7 @@ from ouro_lab.compute.cost import Cost, frozen_cost, training_cost
 from ouro_lab.compute.measure import measured_cost
 from ouro_lab.compute.solver import Looped
 from ouro_lab.config import ConfigError, build, plain
+from ouro_lab.data.ramp import Ramp
 from ouro_lab.model import ModelConfig
 
 DEEDS = ("fit", "evaluate")
@@ -43,14 +44,20 @@ def assemble(cfg: DictConfig, device: str = "cpu") -> Parts:
     with torch.device(device):
         backbone = build(cfg.backbone, "backbone", vocab_size=data.vocab_size, **gate)
     cost = cost_of(backbone, objective, data, trains)
-    tokens_per_step = data.batch_size * data.length
     if trains == "nothing":
         steps, tokens = 0, data.evaluation_tokens("test")
     else:
-        steps = Budget(**plain(cfg.budget)).steps_for(tokens_per_step, cost.flops_per_token)
-        tokens = steps * tokens_per_step
+        ramp = ramp_of(data)
+        before = ramp.steps, ramp.samples(ramp.steps) * data.length
+        steps = Budget(**plain(cfg.budget)).steps_for(data.batch_size * data.length, cost.flops_per_token, before)
+        tokens = ramp.samples(steps) * data.length
     found = facts(cost, steps, tokens, backbone)
     return Parts(data, objective, backbone, found, steps, trains, _evaluation(cfg, data, backbone))
+
+
+def ramp_of(data: Any) -> Ramp:
+    """Of the batch's size, which a datamodule of one's own may leave out."""
+    return getattr(data, "ramp", None) or Ramp(data.batch_size)
 
 
 def trained_part(cfg: DictConfig, objective: Any) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ouro_lab import records
-from ouro_lab.assembly import OF_GATES, Parts, assemble
+from ouro_lab.assembly import OF_GATES, Parts, assemble, ramp_of
 from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
 from ouro_lab.config import ConfigError, build, nearest, plain
 from ouro_lab.data.sampler import Slice
+from ouro_lab.starts import Start
 from ouro_lab.study import Study
 
 
@@ -50,7 +51,7 @@ def _check_training(config: DictConfig, part: Parts) -> None:
     check_arguments(trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if isinstance(devices, int) and devices > 0:
-        Slice(part.data.batch_size, devices * nodes, 0, trainer.get("accumulate", 1))
+        Slice(ramp_of(part.data), devices * nodes, 0, trainer.get("accumulate", 1))
 
 
 def check_starts(study: Study, parts: dict[str, Parts]) -> None:
@@ -59,12 +60,19 @@ def check_starts(study: Study, parts: dict[str, Parts]) -> None:
     Raises:
         ConfigError: names arm and key.
     """
-    for run in study.todo():
-        if run.start is not None:
+    for run in study.expand():
+        if run.start is not None and run.state == "to do":
             try:
-                run.start.check_fit(run.start.weights(), parts[run.arm].backbone)
+                run.start.check_fit(_weights(run.start, parts), parts[run.arm].backbone)
             except ValueError as error:
                 raise ConfigError(f"{study.name}: arm {run.arm}: {error}") from error
+
+
+def _weights(start: Start, parts: dict[str, Parts]) -> dict[str, Any]:
+    """Those that are there; of an arm of the same study that has not run yet, its shapes."""
+    if start.ready or start.source is None:
+        return start.weights()
+    return start.relaid(parts[start.source.arm].backbone.state_dict())
 
 
 def _check_rate_metric(study: Study, part: Parts) -> None:

@@ -105,14 +105,22 @@ def read_seconds(directory: Path) -> float:
 
 
 def write_final(
-    directory: Path, metrics: Mapping[str, float], seconds: float, steps: int, cost: Mapping[str, Any]
+    directory: Path,
+    metrics: Mapping[str, float],
+    seconds: float,
+    steps: int,
+    cost: Mapping[str, Any],
+    tokens: int | None = None,
 ) -> None:
     """final.json. cost: `tokens` and `training_flops` of all `steps` planned; charged for the steps taken.
 
+    tokens: that those read; None: as many in every step.
+
     An evaluation plans no step and is charged whole.
     """
-    share = steps / cost["steps"] if cost["steps"] else 1.0
-    totals = {"tokens": round(cost["tokens"] * share), "flops": cost["training_flops"] * share}
+    even = round(cost["tokens"] * steps / cost["steps"]) if cost["steps"] else cost["tokens"]
+    read = even if tokens is None else tokens
+    totals = {"tokens": read, "flops": cost["training_flops"] * read / cost["tokens"]}
     content = {"metrics": dict(metrics), "seconds": seconds, "steps": steps, **totals, "time": time.time()}
     write_json(directory / "final.json", content)
 

@@ -95,7 +95,9 @@ def _work(run: Run) -> int:
     code, state = (EXIT_DIVERGED, "diverged") if reason else (0, "done")
     if session.trainer.is_global_zero:
         seconds = records.read_seconds(run.directory) + time.perf_counter() - start
-        records.write_final(run.directory, metrics, seconds, session.trainer.global_step, session.cost)
+        steps = session.trainer.global_step
+        tokens = session.tokens(steps) if session.steps else session.cost["tokens"]
+        records.write_final(run.directory, metrics, seconds, steps, session.cost, tokens)
         records.finish(run.directory, state, reason)
     return code
 
@@ -130,13 +132,14 @@ class Session:
     """What one run builds from its config, in order: data, objective, backbone, cost, budget, trainer."""
 
     def __init__(self, run: Run) -> None:
-        from ouro_lab.assembly import assemble
+        from ouro_lab.assembly import assemble, ramp_of
 
         quiet()
         self.run = run
         self.config: DictConfig = OmegaConf.create(run.config)
         parts = assemble(self.config)
         self.data, self.cost, self.steps, self.evaluation = parts.data, parts.cost, parts.steps, parts.evaluation
+        self.ramp = ramp_of(parts.data)
         self._note({"cost": parts.cost, **facts(parts)})
         self.execution = self._settle()
         self.log = records.MetricsLog(run.directory / "metrics.jsonl")
@@ -156,6 +159,8 @@ class Session:
                 print(f"resumes at step {step_of(last)} of {self.steps}", flush=True)
             if not last or step_of(last) < self.steps:
                 print(self.execution.line, flush=True)
+                if last is None and self.config.trainer.get("val_first", False):
+                    self.trainer.validate(self.module, self.data, verbose=False)
                 self.trainer.fit(self.module, self.data, ckpt_path=last, weights_only=True)
                 self._validate_the_end()
             else:
@@ -233,13 +238,18 @@ class Session:
         from ouro_lab.training.module import LoopedModule
 
         initialise(parts.backbone, self.config.seed)
+        start = self.run.start
+        if start is not None:
+            start.load_into(parts.backbone)
+            self._note({"init_from": start.identity})
         optim = build(self.config.optim, "optim") if self.config.do == "fit" else None
         metrics = self.data.metrics(parts.backbone.loops, parts.cost["parameters"])
-        module = LoopedModule(parts.backbone, parts.objective, optim, metrics, self.steps)
-        if self.run.start is not None:
-            self.run.start.load_into(parts.backbone)
-            self._note({"init_from": self.run.start.identity})
-        return module
+        moments = start.moments() if start is not None else {}
+        return LoopedModule(parts.backbone, parts.objective, optim, metrics, self.steps, moments)
+
+    def tokens(self, steps: int) -> int:
+        """That the first `steps` steps read."""
+        return self.ramp.samples(steps) * self.data.length
 
     def _trainer(self) -> Any:
         from ouro_lab.training.callbacks import Progress, Recorder, Settled
@@ -249,8 +259,7 @@ class Session:
 
         node, directory = self.config.trainer, self.run.directory
         every = node.get("log_every", 25)
-        tokens = self.data.batch_size * self.data.length
-        recorder = Recorder(self.log, every, tokens, self.cost["flops_per_token"])
+        recorder = Recorder(self.log, every, self.tokens, self.cost["flops_per_token"])
         origin = getattr(self.data, "origin", lambda step: (step, None))
         watch = Watch(directory, node.get("on_spike", "warn"), origin)
         callbacks = [BlockNorms(every), recorder, watch, Settled(directory), Progress(), Preemption()]

@@ -1,8 +1,11 @@
-"""Where a run's weights come from: `init_from` names a checkpoint, a trunk folder, a run, or another study's arm."""
+"""Where a run's weights come from: `init_from` names a checkpoint, a trunk folder, a run, or an arm of any study.
+
+Arms of one study that start from each other are its stages: a stage may run once the one before it is done.
+"""
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +17,11 @@ from ouro_lab.config import ROOT, ConfigError, nearest
 
 if TYPE_CHECKING:
     from ouro_lab.interop import Trunk
-    from ouro_lab.study import Study
+    from ouro_lab.study import Run, Study
 
-WAYS = "{study: …, arm: …} or {from: …}, with layers: […] where the stack is made deeper"
+WAYS = "{study: …, arm: …}, {arm: …} or {from: …}, with layers: […] to make the stack deeper, optimiser: carried or fresh"
+OPTIMISER = ("carried", "fresh")
+Moments = dict[str, dict[str, Tensor]]  # by parameter name
 GATE, LAYERS = "early_exit_gate.", "layers."
 
 
@@ -26,11 +31,19 @@ class Start:
 
     identity: what a run's hash covers: the weights' digest, or the id of the run that made them. layers: which of its
     layers stands at each place of the backbone's stack, zero-based, to make a stack deeper (paper §5, up-cycling).
+    carries: the optimiser's moments and step counts go on too. source: the run, where it is an arm of a study.
     """
 
     path: Path
     identity: str
     layers: tuple[int, ...] | None = None
+    carries: bool = False
+    source: "Run | None" = field(default=None, compare=False, repr=False)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the weights are final: those of a run that is not done are not."""
+        return self.source is None or self.source.state == "done"
 
     def load_into(self, backbone: nn.Module) -> None:
         """Raises ConfigError where they are not this backbone's weights (see `check_fit`)."""
@@ -44,29 +57,53 @@ class Start:
         Raises:
             ConfigError: there are none, or `layers` names one that is not there.
         """
-        read = self._read()
-        return read if self.layers is None else self._relaid(read, self.layers)
+        from ouro_lab.training.checkpoint import backbone_weights
 
-    def _read(self) -> dict[str, Tensor]:
-        from ouro_lab.training.checkpoint import backbone_weights, newest
+        trunk = _is_trunk(self.path)
+        return self.relaid(dict(_opened(self.path).model.state_dict()) if trunk else backbone_weights(self._newest()))
 
-        if _is_trunk(self.path):
-            return dict(_opened(self.path).model.state_dict())
+    def moments(self) -> Moments:
+        """The optimiser's state by the backbone's own names; none where it begins afresh.
+
+        Raises:
+            ConfigError: the checkpoint has none.
+        """
+        from ouro_lab.training.checkpoint import backbone_moments
+
+        if not self.carries:
+            return {}
+        found = None if _is_trunk(self.path) else backbone_moments(self._newest())
+        if not found:
+            raise ConfigError(f"init_from = {self.path}: has no optimiser state to carry; set optimiser: fresh")
+        return self.relaid(found)
+
+    def _newest(self) -> Path:
+        from ouro_lab.training.checkpoint import newest
+
+        if not self.ready:
+            raise ConfigError(f"init_from = {self.path}: {_not_done(self.source)}")
         path = self.path if self.path.is_file() else newest(self.path / "checkpoints")
         if path is None:
             raise ConfigError(f"init_from = {self.path}: has no checkpoint")
-        return backbone_weights(path)
+        return path
 
-    def _relaid(self, weights: Mapping[str, Tensor], layers: tuple[int, ...]) -> dict[str, Tensor]:
+    def relaid(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """What belongs to each parameter of the source, as the stack's places have it.
+
+        Raises:
+            ConfigError: `layers` names a layer that is not there.
+        """
+        if self.layers is None:
+            return dict(weights)
         inside = {name: value for name, value in weights.items() if name.startswith(LAYERS)}
         count = len({name.split(".")[1] for name in inside})
-        for layer in layers:
+        for layer in self.layers:
             if not 0 <= layer < count:
-                raise ConfigError(f"init_from.layers = {list(layers)}: {self.path} has layers 0 … {count - 1}")
+                raise ConfigError(f"init_from.layers = {list(self.layers)}: {self.path} has layers 0 … {count - 1}")
         outside = {name: value for name, value in weights.items() if name not in inside}
         return outside | {
             f"{LAYERS}{place}.{name.removeprefix(f'{LAYERS}{layer}.')}": value
-            for place, layer in enumerate(layers)
+            for place, layer in enumerate(self.layers)
             for name, value in inside.items()
             if name.startswith(f"{LAYERS}{layer}.")
         }
@@ -92,16 +129,18 @@ class Start:
                 raise ConfigError(f"init_from = {self.path}: {name} is {shapes}")
 
 
-def find(init_from: str | Mapping[str, Any] | None, seed: int, study: str) -> Start | None:
-    """What `init_from` names for the run of this seed of `study`; None where it names nothing.
+def find(init_from: str | Mapping[str, Any] | None, seed: int, own: "Study | None" = None) -> Start | None:
+    """What `init_from` names for the run of this seed; None where it names nothing.
+
+    own: the run's study, whose arms may start from each other; such a start need not be `ready` yet.
 
     Raises:
-        ConfigError: it is not there, or a run that is not done, with the command that does it.
+        ConfigError: it is not there, or another study's run that is not done, with the command that does it.
     """
     if init_from is None:
         return None
     if isinstance(init_from, Mapping):
-        return _mapped(init_from, seed, study)
+        return _mapped(init_from, seed, own)
     path = ROOT / Path(init_from).expanduser()
     if path.is_file() or _is_trunk(path):
         return Start(path, digest(path))
@@ -118,49 +157,71 @@ def digest(path: Path) -> str:
     return _digest(path, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
-def _mapped(init_from: Mapping[str, Any], seed: int, study: str) -> Start | None:
-    """`{study, arm}` or `{from: a path or a run}`, either with `layers`."""
-    source = {key: value for key, value in init_from.items() if key != "layers"}
-    if set(source) not in ({"study", "arm"}, {"from"}):
+def _mapped(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Start | None:
+    """`{study, arm}`, `{arm}` of the same study or `{from: a path or a run}`, each with `layers` and `optimiser`."""
+    source = {key: value for key, value in init_from.items() if key not in ("layers", "optimiser")}
+    if set(source) not in ({"study", "arm"}, {"arm"}, {"from"}) or (set(source) == {"arm"} and own is None):
         raise ConfigError(f"init_from = {dict(init_from)}: must be a path, a run, or {WAYS}")
-    found = find(source["from"], seed, study) if "from" in source else _of_arm(source, seed, study)
-    if found is None or "layers" not in init_from:
+    found = find(source["from"], seed, own) if "from" in source else _of_arm(source, seed, own)
+    if found is not None and "layers" in init_from:
+        layers = init_from["layers"]
+        if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
+            raise ConfigError(f"init_from.layers = {layers}: must be a list of layers of the source, as [0, 1, 0, 1]")
+        found = replace(found, identity=f"{found.identity} layers {layers}", layers=tuple(layers))
+    return found if found is None else _carrying(found, str(init_from.get("optimiser", "fresh")))
+
+
+def _carrying(found: Start, optimiser: str) -> Start:
+    if optimiser not in OPTIMISER:
+        raise ConfigError(f"init_from.optimiser = {optimiser}: must be one of {', '.join(OPTIMISER)}")
+    if optimiser == "fresh":
         return found
-    layers = init_from["layers"]
-    if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
-        raise ConfigError(f"init_from.layers = {layers}: must be a list of layers of the source, as [0, 1, 0, 1]")
-    return Start(found.path, f"{found.identity} layers {layers}", tuple(layers))
+    return replace(found, identity=f"{found.identity} optimiser {optimiser}", carries=True)
 
 
-def _of_arm(init_from: Mapping[str, Any], seed: int, study: str) -> Start:
+def _of_arm(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Start:
     """The run of that arm with the same seed and the arm's chosen rate."""
-    name, arm = str(init_from["study"]), str(init_from["arm"])
-    words = f"init_from = {{study: {name}, arm: {arm}}}"
-    source = _unless_circular(name, arm, study)
-    rate, command = source.rate(arm), f"run make experiment NAME={name}"
+    source, arm = _unless_circular(init_from, own), str(init_from["arm"])
+    words = f"init_from = {{study: {source.name}, arm: {arm}}}"
+    rate, command = source.rate(arm), f"run make experiment NAME={source.name}"
+    if rate is None and source is own:
+        raise ConfigError(f"{words}: its rate is swept in the same study; stages need rates that are set")
     if rate is None:
         raise ConfigError(f"{words}: its learning rates are still being swept; {command}")
     run = source.run(arm, rate.lr, seed)
-    if run.state == "done":
-        return Start(run.directory, f"{name}/{run.id}")
+    if source is own or run.state == "done":
+        return Start(run.directory, f"{source.name}/{run.id}", source=run)
     if run.id not in {other.id for other in source.expand()}:
         raise ConfigError(f"{words}: has no run of seed {seed}; its seeds are {list(source.definition.seeds)}")
-    raise ConfigError(f"{words}: its run of seed {seed} is not done ({run.state}); {command}")
+    raise ConfigError(f"{words}: {_not_done(run)}")
 
 
-def _unless_circular(name: str, arm: str, study: str) -> "Study":
-    """The study `name`, unless its arm starts, perhaps by way of others, from the one that asks."""
-    seen, following = [study], {"study": name, "arm": arm}
-    while isinstance(following, Mapping):
-        seen.append(str(following["study"]))
-        if len(set(seen)) < len(seen):
-            raise ConfigError(f"init_from: {' ← '.join(seen)}: a study cannot start from itself")
-        source = _study(seen[-1], records.smoke())
-        if following["arm"] not in source.definition.arms:
-            valid = nearest(str(following["arm"]), source.definition.arms)
-            raise ConfigError(f"init_from: arm = {following['arm']}: not an arm of {source.name}; {valid}")
-        following = source.arm_configs[str(following["arm"])].init_from
-    return _study(name, records.smoke())
+def _not_done(run: "Run") -> str:
+    return f"its run of seed {run.seed} is not done ({run.state}); run make experiment NAME={run.study}"
+
+
+def _unless_circular(init_from: Mapping[str, Any], own: "Study | None") -> "Study":
+    """The study that `init_from` names, unless that arm starts, perhaps by way of others, from itself."""
+    studies: list[Study] = []
+    seen: list[str] = []
+    following: Any = init_from
+    while isinstance(following, Mapping) and "arm" in following:
+        here = studies[-1] if studies else own
+        name, arm = following.get("study"), str(following["arm"])
+        source = here if here is not None and name in (None, here.name) else _named(str(name), own)
+        if arm not in source.definition.arms:
+            valid = nearest(arm, source.definition.arms)
+            raise ConfigError(f"init_from: arm = {arm}: not an arm of {source.name}; {valid}")
+        if f"{source.name}/{arm}" in seen:
+            raise ConfigError(f"init_from: {' ← '.join([*seen, f'{source.name}/{arm}'])}: an arm cannot start from itself")
+        seen.append(f"{source.name}/{arm}")
+        studies.append(source)
+        following = source.arm_configs[arm].init_from
+    return studies[0]
+
+
+def _named(name: str, own: "Study | None") -> "Study":
+    return own if own is not None and own.name == name else _study(name, records.smoke())
 
 
 @lru_cache(maxsize=16)

@@ -40,7 +40,10 @@ def run(name: str, overrides: Sequence[str] = (), budget: str | None = None) -> 
     for run_id in failed:
         reason = (records.read_state(records.runs_root() / name / run_id) or {}).get("reason", "")
         print(f"failed: {run_id}: {reason}")
-    return 1 if failed else 0
+    blocked = study.blocked()
+    for run in blocked:
+        print(f"blocked: {run.id}: a run that it starts from is not done")
+    return 1 if failed or blocked else 0
 
 
 def prepare(study: Study) -> Any:

@@ -42,7 +42,7 @@ def logits(of: LoopedTransformer) -> torch.Tensor:
 
 def test_a_trunk_folder_gives_its_weights_and_a_new_gate_stays_as_initialised(tmp_path):
     source, target = model(1), model(2, gate=True)
-    start = find(str(as_trunk(source, tmp_path / "trunk")), 0, "mine")
+    start = find(str(as_trunk(source, tmp_path / "trunk")), 0)
     start.load_into(target)
     assert torch.equal(logits(target), logits(source))
     assert torch.equal(target.early_exit_gate.weight, model(2, gate=True).early_exit_gate.weight)
@@ -50,7 +50,7 @@ def test_a_trunk_folder_gives_its_weights_and_a_new_gate_stays_as_initialised(tm
 
 def test_a_checkpoint_file_gives_its_weights(tmp_path):
     source, target = model(1, gate=True), model(2, gate=True)
-    find(str(as_checkpoint(source, tmp_path / "some.ckpt")), 0, "mine").load_into(target)
+    find(str(as_checkpoint(source, tmp_path / "some.ckpt")), 0).load_into(target)
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
 
 
@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_are_refused_by_key_and_change_nothing(source, t
     one, path = model(2, **target), as_checkpoint(model(1, **source), tmp_path / "some.ckpt", **change)
     before = {name: value.clone() for name, value in one.state_dict().items()}
     with pytest.raises(ConfigError, match=message) as caught:
-        find(str(path), 0, "mine").load_into(one)
+        find(str(path), 0).load_into(one)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
 
@@ -106,7 +106,7 @@ def test_a_damaged_trunk_is_one_line_that_names_it(tmp_path):
     path = as_trunk(model(1), tmp_path / "a") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ConfigError, match=r"init_from = .*a: .*model\.safetensors") as caught:
-        find(str(tmp_path / "a"), 0, "mine")
+        find(str(tmp_path / "a"), 0)
     assert "\n" not in str(caught.value)
 
 
@@ -124,13 +124,13 @@ def test_an_arm_may_name_a_trunk_by_seed(tmp_path):
 def test_an_arm_of_another_study_is_its_run_of_the_same_seed_once_that_is_done():
     named = {"study": "p_hop_quick", "arm": "looped"}
     with pytest.raises(ConfigError, match=r"seed 1 is not done \(to do\); run make experiment NAME=p_hop_quick"):
-        find(named, 1, "mine")
+        find(named, 1)
     run = Study("p_hop_quick").run("looped", 8e-3, 1)
     records.begin(run.directory, run.identity(), run.config)
     records.finish(run.directory, "done")
-    assert find(named, 1, "mine") == Start(run.directory, f"p_hop_quick/{run.id}")
+    assert find(named, 1) == Start(run.directory, f"p_hop_quick/{run.id}")
     with pytest.raises(ConfigError, match=r"has no run of seed 7; its seeds are \[0, 1, 2\]"):
-        find(named, 7, "mine")
+        find(named, 7)
     study = one_arm("init_from={study: p_hop_quick, arm: looped}", "study.seeds=[1]")
     assert study.expand()[0].start.identity == f"p_hop_quick/{run.id}"
     assert study.expand()[0].hash != one_arm("study.seeds=[1]").expand()[0].hash
@@ -151,7 +151,7 @@ def test_an_arm_of_another_study_is_its_run_of_the_same_seed_once_that_is_done()
 )
 def test_what_is_not_there_is_one_line(named, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        find(named, 0, "mine")
+        find(named, 0)
     assert "\n" not in str(caught.value)
 
 
@@ -161,28 +161,28 @@ def test_what_is_not_there_is_one_line(named, message):
 def test_layers_that_are_not_there_are_refused(layers, message, tmp_path):
     named = {"from": str(as_trunk(model(1), tmp_path / "trunk")), "layers": layers}
     with pytest.raises(ConfigError, match=message):
-        find(named, 0, "mine").load_into(model(1, layers=2))
+        find(named, 0).load_into(model(1, layers=2))
 
 
 @pytest.mark.parametrize("layers", [[0, 1, 0, 1], [0, 0, 1, 1]], ids=["stacked", "interleaved"])
 def test_a_stack_is_made_deeper_by_copies_of_its_layers(layers, tmp_path):
     source, deep = model(1, layers=2, gate=True), model(2, layers=4, gate=True)
     named = {"from": str(as_trunk(source, tmp_path / "trunk")), "layers": layers}
-    start = find(named, 0, "mine")
+    start = find(named, 0)
     start.load_into(deep)
     for place, layer in enumerate(layers):
         kept = source.layers[layer].state_dict()
         assert all(torch.equal(value, kept[name]) for name, value in deep.layers[place].state_dict().items())
     assert torch.equal(deep.norm.weight, source.norm.weight)
-    plain = find(named["from"], 0, "mine")
-    assert len({start.identity, plain.identity, find(named | {"layers": [1, 0, 1, 0]}, 0, "mine").identity}) == 3
+    plain = find(named["from"], 0)
+    assert len({start.identity, plain.identity, find(named | {"layers": [1, 0, 1, 0]}, 0).identity}) == 3
 
 
 def test_a_stack_laid_out_once_more_without_a_norm_between_is_the_loop(tmp_path):
     """2⊗2 whose loops pass no norm is 4⊗1 of the same layers twice."""
     source, deep = model(1, layers=2, norm_between_loops=False), model(2, layers=4, loops=1)
     path = as_checkpoint(source, tmp_path / "some.ckpt")
-    find({"from": str(path), "layers": [0, 1, 0, 1]}, 0, "mine").load_into(deep)
+    find({"from": str(path), "layers": [0, 1, 0, 1]}, 0).load_into(deep)
     assert torch.allclose(logits(deep), logits(source), atol=1e-6)
 
 

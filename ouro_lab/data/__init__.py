@@ -3,6 +3,8 @@
 from ouro_lab.data.capacity import CapacityData, CapacityMetrics
 from ouro_lab.data.corpus import HuggingFace, Sotu, TextFiles, WikipediaLeads
 from ouro_lab.data.datamodules import TaskData
+from ouro_lab.data.dialogue_data import DialogueData
+from ouro_lab.data.dialogues import DialogueFile, SotuQuestions
 from ouro_lab.data.metrics import EvaluationMetrics
 from ouro_lab.data.text_data import TextData
 from ouro_lab.data.tokenizer import BPETokenizer, ByteTokenizer, SmolLM2Tokenizer
@@ -12,10 +14,13 @@ __all__ = [
     "ByteTokenizer",
     "CapacityData",
     "CapacityMetrics",
+    "DialogueData",
+    "DialogueFile",
     "EvaluationMetrics",
     "HuggingFace",
     "SmolLM2Tokenizer",
     "Sotu",
+    "SotuQuestions",
     "TaskData",
     "TextData",
     "TextFiles",

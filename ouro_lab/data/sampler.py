@@ -1,4 +1,7 @@
-"""The order rule: training step k reads the global samples k·B … (k+1)·B − 1; the rest only chooses slices of them."""
+"""The order rule: training step k reads the global samples k·B … (k+1)·B − 1; the rest only chooses slices of them.
+
+With a `Ramp` B is a function of k, and the samples begin where those of step k − 1 end.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from ouro_lab.data.ramp import Ramp
 from ouro_lab.data.random import Ints
 from ouro_lab.data.tasks.protocol import Arrays
 
@@ -16,26 +20,34 @@ AHEAD = 8
 
 @dataclass(frozen=True)
 class Slice:
-    """How a global batch is cut: into `accumulate` micro-batches, each into `world` ranks' parts."""
+    """How a global batch is cut: into `accumulate` micro-batches, each into `world` ranks' parts.
 
-    batch_size: int
+    batch_size: sequences a step, or their ramp.
+    """
+
+    batch_size: int | Ramp
     world: int = 1
     rank: int = 0
     accumulate: int = 1
 
     def __post_init__(self) -> None:
         parts = self.world * self.accumulate
-        if self.batch_size < 1 or self.batch_size % parts:
-            raise ValueError(
-                f"batch_size = {self.batch_size}: must be a multiple of devices × accumulation"
-                f" = {self.world} × {self.accumulate} = {parts}"
-            )
+        for size in self.ramp.sizes:
+            if size < 1 or size % parts:
+                raise ValueError(
+                    f"batch_size = {size}: must be a multiple of devices × accumulation"
+                    f" = {self.world} × {self.accumulate} = {parts}"
+                )
+
+    @property
+    def ramp(self) -> Ramp:
+        return self.batch_size if isinstance(self.batch_size, Ramp) else Ramp(self.batch_size)
 
     def indices(self, micro_step: int) -> Ints:
         """Global sample indices of this rank's part of a global micro-step (counted from 0 since step 0)."""
         step, micro = divmod(micro_step, self.accumulate)
-        size = self.batch_size // (self.world * self.accumulate)
-        start = step * self.batch_size + (micro * self.world + self.rank) * size
+        size = self.ramp.size(step) // (self.world * self.accumulate)
+        start = self.ramp.first(step) + (micro * self.world + self.rank) * size
         return np.arange(start, start + size)
 
 
@@ -53,9 +65,10 @@ class MicroBatches(Dataset[Batch]):
     def __getitem__(self, micro_step: int) -> Batch:
         if micro_step not in self.made:
             steps = range(micro_step, micro_step + (AHEAD if get_worker_info() is None else 1))
-            arrays = self.read(np.concatenate([self.part.indices(step) for step in steps]))
-            size = len(self.part.indices(micro_step))
-            rows = {step: slice(place * size, (place + 1) * size) for place, step in enumerate(steps)}
+            indices = [self.part.indices(step) for step in steps]
+            arrays = self.read(np.concatenate(indices))
+            ends = np.cumsum([len(part) for part in indices])
+            rows = {step: slice(end - len(part), end) for step, end, part in zip(steps, ends, indices, strict=True)}
             self.made = {step: {key: values[part] for key, values in arrays.items()} for step, part in rows.items()}
         return to_tensors(self.made.pop(micro_step))
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ouro_lab.data.corpus import Corpus, Documents, split_documents
 from ouro_lab.data.datamodules import OrderedData
 from ouro_lab.data.ngram import EOS, NGram, symbols
 from ouro_lab.data.packing import PackedRows, ShuffledRows
+from ouro_lab.data.ramp import Ramp
 from ouro_lab.data.random import Ints
 from ouro_lab.data.tasks.protocol import IGNORE, TEST, TRAIN, VAL, Arrays, Floors, check_range
 from ouro_lab.data.text_cache import made_once, open_stream, token_streams
@@ -26,7 +28,8 @@ class TextData(OrderedData):
 
     holdout: of so many documents one is test and one validation. val_tokens, test_tokens: rows at even distances with
     about so many targets; None takes the whole split. train_tokens: unique tokens of training, rows at even distances
-    that every epoch repeats; None takes all. mask_documents: attention stays within a document.
+    that every epoch repeats; None takes all. mask_documents: attention stays within a document. ramp: smaller batches
+    at first, as [[tokens, sequences], …]. skip_tokens: what an earlier stage has read of these rows.
     """
 
     count_bytes = True
@@ -45,9 +48,12 @@ class TextData(OrderedData):
         mask_documents: bool = True,
         seed: int = 0,
         workers: int = 0,
+        ramp: Sequence[Sequence[float]] = (),
+        skip_tokens: float = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, workers)
         check_range("length", length, 2)
+        self.ramp = Ramp.of_tokens(batch_size, length, ramp, skip_tokens)
         check_range("holdout", holdout, 3)
         self.sizes = {VAL: val_tokens, TEST: test_tokens}
         for split, tokens in self.sizes.items():

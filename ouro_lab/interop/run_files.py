@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ouro_lab import records
-from ouro_lab.assembly import assemble
+from ouro_lab.assembly import assemble, ramp_of
 from ouro_lab.config import load_config, plain
 from ouro_lab.data.tokenizer import TextTokenizer
 from ouro_lab.interop.weights import same_names
@@ -38,7 +38,7 @@ def read_run(source: Path) -> RunContent:
         raise ValueError(f"backbone._target_ makes a {name}: only a LoopedTransformer can be a trunk")
     stored = {k.removeprefix(BACKBONE): v for k, v in load(checkpoint)["state_dict"].items() if k.startswith(BACKBONE)}
     _fill(parts.backbone, stored, checkpoint)
-    facts = _facts(directory, step_of(checkpoint)) | {"objective": plain(config.objective)}
+    facts = _facts(directory, step_of(checkpoint), parts.data) | {"objective": plain(config.objective)}
     return RunContent(parts.backbone, _tokenizer(parts.data), plain(config.data), facts)
 
 
@@ -76,12 +76,15 @@ def _tokenizer(data: Any) -> TextTokenizer | None:
     return data.tokenizer
 
 
-def _facts(directory: Path, step: int) -> dict[str, Any]:
+def _facts(directory: Path, step: int, data: Any) -> dict[str, Any]:
     run = records.read_json(directory / "run.json") or {}
     note, final = records.read_note(directory), records.read_final(directory) or {}
     cost, git = note.get("cost", {}), note.get("git", {})
     facts = {"study": run.get("study"), "run": run.get("id"), "arm": run.get("arm"), "seed": run.get("seed")}
     facts |= {"lr": run.get("lr"), "commit": git.get("commit"), "dirty": git.get("dirty"), "step": step}
-    facts["tokens"] = round(cost["tokens"] * step / cost["steps"]) if cost.get("steps") else None
+    facts["tokens"] = None
+    if cost.get("steps"):
+        read = ramp_of(data).samples  # a ramp reads less at first
+        facts["tokens"] = round(cost["tokens"] * read(step) / read(cost["steps"]))
     # The final metrics are those of the last step, of no earlier checkpoint.
     return facts | {"metrics": final.get("metrics", {}) if final.get("steps") == step else {}}

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from ouro_lab.training.module import DivergedError, LoopedModule
 class Recorder(Callback):
     """Appends rows to metrics.jsonl on rank 0 and ends the run as diverged at a non-finite validation loss.
 
-    tokens_per_step: global; flops_per_token: analytic training FLOPs (compute.cost).
+    tokens: global ones that the first so many steps read; flops_per_token: analytic training FLOPs (compute.cost).
     """
 
-    def __init__(self, log: MetricsLog, every: int, tokens_per_step: int, flops_per_token: float) -> None:
+    def __init__(self, log: MetricsLog, every: int, tokens: Callable[[int], int], flops_per_token: float) -> None:
         self.rows = log  # not `log`: Lightning gives every callback one of its own
         self.every = every
-        self.tokens_per_step = tokens_per_step
+        self.tokens = tokens
         self.flops_per_token = flops_per_token
         self.mark: tuple[float, int] | None = None
 
@@ -55,18 +56,20 @@ class Recorder(Callback):
         return step % self.every == 0 or validated or step == trainer.max_steps
 
     def _totals(self, trainer: L.Trainer) -> dict[str, float]:
-        tokens = trainer.global_step * self.tokens_per_step
+        tokens = self.tokens(trainer.global_step)
         return {"total/tokens": tokens, "total/flops": tokens * self.flops_per_token}
 
     def _speed(self, trainer: L.Trainer) -> dict[str, float]:
         if self.mark is None or trainer.global_step == self.mark[1]:
             return {}
-        seconds = (time.perf_counter() - self.mark[0]) / (trainer.global_step - self.mark[1])
-        speed = {"perf/step_seconds": seconds, "perf/tokens_per_second": self.tokens_per_step / seconds}
-        speed["perf/seconds_left"] = seconds * (trainer.max_steps - trainer.global_step)
+        seconds = time.perf_counter() - self.mark[0]
+        rate = (self.tokens(trainer.global_step) - self.tokens(self.mark[1])) / seconds
+        step_seconds = seconds / (trainer.global_step - self.mark[1])
+        speed = {"perf/step_seconds": step_seconds, "perf/tokens_per_second": rate}
+        speed["perf/seconds_left"] = step_seconds * (trainer.max_steps - trainer.global_step)
         peak = peak_flops(trainer.strategy.root_device)
         if peak:
-            speed["perf/mfu"] = self.flops_per_token * self.tokens_per_step / seconds / (peak * trainer.world_size)
+            speed["perf/mfu"] = self.flops_per_token * rate / (peak * trainer.world_size)
         return speed
 
     def _write(self, trainer: L.Trainer, row: dict[str, float]) -> None:

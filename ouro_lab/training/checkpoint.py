@@ -112,6 +112,17 @@ def backbone_weights(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
 
 
+def backbone_moments(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The optimiser's state of each of the backbone's parameters, by its own names; empty if none is kept by name."""
+    found = {}
+    for state in load(path).get("optimizer_states", [])[:1]:
+        for group in state["param_groups"]:
+            for name, index in zip(group.get("param_names", []), group["params"], strict=False):
+                if name.startswith(BACKBONE) and index in state["state"]:
+                    found[name.removeprefix(BACKBONE)] = state["state"][index]
+    return found
+
+
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that loads; a corrupt one is named, set aside and the one before it is taken.
 

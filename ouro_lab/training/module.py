@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from ouro_lab.objectives import IGNORE, token_cross_entropy, with_exit_probability
-from ouro_lab.training.optim import AdamW
+from ouro_lab.training.optim import AdamW, carry
 
 Batch = Mapping[str, Tensor]
 Metrics = dict[str, float]
@@ -72,13 +72,20 @@ class LoopedModule(L.LightningModule):
 
     metrics: makes the torchmetrics metric of one evaluation; updated with (batch, token losses [T, B, S], correct
     [T, B, S]). steps: optimiser steps of the whole run, which the schedule needs. optim: None where nothing is trained.
+    moments: of an earlier training's optimiser, by the backbone's parameter names, to go on with.
 
     Of an objective that trains the gate alone every other parameter is frozen: autograd then keeps nothing of the
     trunk, and the optimiser has the gate's two tensors.
     """
 
     def __init__(
-        self, backbone: nn.Module, objective: Objective, optim: AdamW | None, metrics: nn.Module, steps: int
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        optim: AdamW | None,
+        metrics: nn.Module,
+        steps: int,
+        moments: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.gate_alone = objective.trains == "gate"
@@ -88,6 +95,7 @@ class LoopedModule(L.LightningModule):
         self.objective = objective
         self.optim = optim
         self.steps = steps
+        self.moments = {f"backbone.{name}": state for name, state in (moments or {}).items()}
         self.averages = Averages()
         self.evaluation = metrics
         self.exit_loop, self.gate_loss = MeanMetric(), MeanMetric()
@@ -141,6 +149,8 @@ class LoopedModule(L.LightningModule):
         if self.optim is None:
             raise ValueError("optim: missing; a run that trains needs one")
         optimiser, scheduler = self.optim.build(self, self.steps)
+        carry(self.moments, optimiser)  # a checkpoint of this run replaces them afterwards
+        self.moments = {}
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -1,12 +1,12 @@
 """AdamW with decay groups, and learning-rate schedules as pure functions of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
@@ -14,6 +14,19 @@ class Schedule(Protocol):
     def __call__(self, step: int, steps: int) -> float:
         """Multiplier of the peak learning rate at optimiser step `step` (from 0) of `steps`."""
         ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Linear warm-up over `warmup` of all steps, then the peak to the end."""
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _fraction("warmup", self.warmup)
+
+    def __call__(self, step: int, steps: int) -> float:
+        return min(1.0, (step + 1) / max(1, round(self.warmup * steps)))
 
 
 @dataclass(frozen=True)
@@ -80,12 +93,26 @@ class AdamW:
 
 
 def decay_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
-    """Two parameter groups: two-dimensional and wider with decay, the rest without; empty groups are left out."""
-    trainable = [parameter for _, parameter in named if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.dim() >= 2]
-    vectors = [parameter for parameter in trainable if parameter.dim() < 2]
+    """Two parameter groups: two-dimensional and wider with decay, the rest without; empty groups are left out.
+
+    Parameters are given with their names, which the optimiser's state then tells too: `carry` finds them by these.
+    """
+    trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    matrices = [(name, parameter) for name, parameter in trainable if parameter.dim() >= 2]
+    vectors = [(name, parameter) for name, parameter in trainable if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def carry(moments: Mapping[str, Mapping[str, Tensor]], optimiser: torch.optim.Optimizer) -> None:
+    """Puts an earlier training's moments and step counts, by parameter name, into a new optimiser.
+
+    A parameter that has none, as a gate that is new, begins as it would otherwise.
+    """
+    for group in optimiser.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if name in moments:
+                optimiser.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in moments[name].items()}
 
 
 def _fraction(name: str, value: float) -> None:

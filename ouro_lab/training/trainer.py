@@ -25,6 +25,7 @@ def build(
     accumulate: int = 1,
     clip: float | None = 1.0,
     val_every: int = 250,
+    val_first: bool = False,
     log_every: int = 25,
     on_spike: str = "warn",
     run_dir: Path,
@@ -37,7 +38,8 @@ def build(
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
     strategy: a name of Lightning's, or FSDP. precision, compile: `auto` of a config is settled before, in
     `execution.settle`. clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
-    on_spike: warn, stop or rollback (used by the watch).
+    val_first: validate what the run starts from too, at step 0 (used by the run). on_spike: warn, stop or rollback
+    (used by the watch).
     """
     check_arguments({"accumulate": accumulate, "val_every": val_every, "log_every": log_every, "on_spike": on_spike})
     checkpoints = ModelCheckpoint(
