@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment list status report power match evidence export chat claims ui test test-all bench chaos check audit setup clean FORCE
+.PHONY: help experiment pipeline list status report power match evidence export chat claims ui test test-all bench chaos check audit setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,7 +25,7 @@ endif
 export NAME LAUNCHER BUDGET RUN OUT CKPT
 export OVERRIDES_TYPED := $(value OVERRIDES)
 
-ifneq ($(filter experiment status report power match evidence,$(MAKECMDGOALS)),)
+ifneq ($(filter experiment pipeline status report power match evidence,$(MAKECMDGOALS)),)
 ifeq ($(strip $(NAME)),)
 $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
 endif
@@ -69,6 +69,9 @@ help:  ## this list
 
 experiment: $(READY)  ## run a study, or finish it, and report: NAME=p_hop, BUDGET=20 cuts it to minutes
 	@$(WITH_OVERRIDES) -m ouro_lab run "$$NAME" $${BUDGET:+--budget="$$BUDGET"} $${LAUNCHER:+launcher="$$LAUNCHER"}
+
+pipeline: $(READY)  ## run a pipeline's stages, or finish them, and say what each did: NAME=ouro_rehearsal
+	@$(WITH_OVERRIDES) -m ouro_lab pipeline "$$NAME" $${LAUNCHER:+launcher="$$LAUNCHER"}
 
 list: $(READY)  ## every study: question, claim, cost here, state
 	@$(PY) -m ouro_lab list

@@ -1,4 +1,4 @@
-"""What `make` calls: python -m ouro_lab run|list|status|match|evidence [NAME] [--budget=minutes] [overrides]."""
+"""What `make` calls: python -m ouro_lab run|pipeline|list|status|match|evidence [NAME] [--budget=minutes] [overrides]."""
 
 import signal
 import sys
@@ -12,11 +12,12 @@ from ouro_lab.run import first_line
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 fine, 1 some runs failed, 2 bad input."""
-    from ouro_lab import verbs
+    from ouro_lab import pipeline, verbs
 
     signal.signal(signal.SIGTERM, _stop)
     known: dict[str, Callable[..., int]] = {
         "run": verbs.run,
+        "pipeline": pipeline.run,
         "list": verbs.list_studies,
         "status": verbs.status,
         "match": verbs.match,

@@ -159,8 +159,6 @@ class Session:
                 print(f"resumes at step {step_of(last)} of {self.steps}", flush=True)
             if not last or step_of(last) < self.steps:
                 print(self.execution.line, flush=True)
-                if last is None and self.config.trainer.get("val_first", False):
-                    self.trainer.validate(self.module, self.data, verbose=False)
                 self.trainer.fit(self.module, self.data, ckpt_path=last, weights_only=True)
                 self._validate_the_end()
             else:

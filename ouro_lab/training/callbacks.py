@@ -33,10 +33,9 @@ class Recorder(Callback):
         self._restart_clock(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: LoopedModule) -> None:
-        if not trainer.sanity_checking:
-            row = {f"val/{name}": value for name, value in module.evaluated.items()}
-            self._write(trainer, row)
-            _check_finite(trainer, row.get("val/loss", 0.0))
+        row = {f"val/{name}": value for name, value in module.evaluated.items()}
+        self._write(trainer, row)
+        _check_finite(trainer, row.get("val/loss", 0.0))
         self._restart_clock(trainer)
 
     def on_train_batch_end(

@@ -38,8 +38,7 @@ def build(
     accumulate: micro-batches per step; the global batch is the data's `batch_size` whatever this is.
     strategy: a name of Lightning's, or FSDP. precision, compile: `auto` of a config is settled before, in
     `execution.settle`. clip: largest gradient norm. log_every: steps per row of metrics (used by the recorder).
-    val_first: validate what the run starts from too, at step 0 (used by the run). on_spike: warn, stop or rollback
-    (used by the watch).
+    val_first: validate at step 0 too. on_spike: warn, stop or rollback (used by the watch).
     """
     check_arguments({"accumulate": accumulate, "val_every": val_every, "log_every": log_every, "on_spike": on_spike})
     checkpoints = ModelCheckpoint(
@@ -64,7 +63,7 @@ def build(
         max_epochs=-1,
         check_val_every_n_epoch=None,
         val_check_interval=max(1, min(val_every, steps)) * accumulate,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1 if val_first else 0,  # Lightning leaves it out where a run is resumed
         callbacks=[*callbacks, *([CompileStep()] if compile else []), checkpoints],
         plugins=[AtomicCheckpointIO(), *_cluster()],
         logger=False,
