@@ -1,4 +1,4 @@
-"""What `make` calls: python -m ouro_lab run|pipeline|list|status|match|evidence [NAME] [--budget=minutes] [overrides]."""
+"""What `make` calls: python -m ouro_lab run|pipeline|list|status|match|evidence [NAME] [--budget=…] [overrides]."""
 
 import signal
 import sys

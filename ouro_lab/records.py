@@ -20,7 +20,8 @@ __all__ = [
     "MetricsLog", "begin", "checkpoint_step", "command_line", "environment", "finish", "is_alive", "is_held",
     "is_running", "last_step",
     "note", "now", "process_start", "provenance", "read_final", "read_json", "read_metrics", "read_note",
-    "read_rows", "read_seconds", "read_state", "replace_file", "run_lock", "runs_root", "smoke", "write_final", "write_json",
+    "read_rows", "read_seconds", "read_state", "replace_file", "run_lock", "runs_root", "smoke", "write_final",
+    "write_json",
 ]  # fmt: skip
 
 END_STATES = ("done", "diverged")

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ouro_lab import records
-from ouro_lab.config import ROOT, ConfigError, nearest
+from ouro_lab import records, stages
+from ouro_lab.config import ROOT, ConfigError
 
 if TYPE_CHECKING:
     from ouro_lab.interop import Trunk
     from ouro_lab.study import Run, Study
 
-WAYS = "{study: …, arm: …}, {arm: …} or {from: …}, with layers: […] to make the stack deeper, optimiser: carried or fresh"
+WAYS = (
+    "{study: …, arm: …}, {arm: …} or {from: …}, with layers: […] to make the stack deeper, optimiser: carried or fresh"
+)
 OPTIMISER = ("carried", "fresh")
 Moments = dict[str, dict[str, Tensor]]  # by parameter name
 GATE, LAYERS = "early_exit_gate.", "layers."
@@ -80,8 +82,8 @@ class Start:
     def _newest(self) -> Path:
         from ouro_lab.training.checkpoint import newest
 
-        if not self.ready:
-            raise ConfigError(f"init_from = {self.path}: {_not_done(self.source)}")
+        if self.source is not None and not self.ready:
+            raise ConfigError(f"init_from = {self.path}: {stages.not_done(self.source)}")
         path = self.path if self.path.is_file() else newest(self.path / "checkpoints")
         if path is None:
             raise ConfigError(f"init_from = {self.path}: has no checkpoint")
@@ -162,7 +164,7 @@ def _mapped(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Sta
     source = {key: value for key, value in init_from.items() if key not in ("layers", "optimiser")}
     if set(source) not in ({"study", "arm"}, {"arm"}, {"from"}) or (set(source) == {"arm"} and own is None):
         raise ConfigError(f"init_from = {dict(init_from)}: must be a path, a run, or {WAYS}")
-    found = find(source["from"], seed, own) if "from" in source else _of_arm(source, seed, own)
+    found = find(source["from"], seed, own) if "from" in source else _of_run(stages.run_of(source, seed, own))
     if found is not None and "layers" in init_from:
         layers = init_from["layers"]
         if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
@@ -171,65 +173,16 @@ def _mapped(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Sta
     return found if found is None else _carrying(found, str(init_from.get("optimiser", "fresh")))
 
 
+def _of_run(run: "Run") -> Start:
+    return Start(run.directory, f"{run.study}/{run.id}", source=run)
+
+
 def _carrying(found: Start, optimiser: str) -> Start:
     if optimiser not in OPTIMISER:
         raise ConfigError(f"init_from.optimiser = {optimiser}: must be one of {', '.join(OPTIMISER)}")
     if optimiser == "fresh":
         return found
     return replace(found, identity=f"{found.identity} optimiser {optimiser}", carries=True)
-
-
-def _of_arm(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Start:
-    """The run of that arm with the same seed and the arm's chosen rate."""
-    source, arm = _unless_circular(init_from, own), str(init_from["arm"])
-    words = f"init_from = {{study: {source.name}, arm: {arm}}}"
-    rate, command = source.rate(arm), f"run make experiment NAME={source.name}"
-    if rate is None and source is own:
-        raise ConfigError(f"{words}: its rate is swept in the same study; stages need rates that are set")
-    if rate is None:
-        raise ConfigError(f"{words}: its learning rates are still being swept; {command}")
-    run = source.run(arm, rate.lr, seed)
-    if source is own or run.state == "done":
-        return Start(run.directory, f"{source.name}/{run.id}", source=run)
-    if run.id not in {other.id for other in source.expand()}:
-        raise ConfigError(f"{words}: has no run of seed {seed}; its seeds are {list(source.definition.seeds)}")
-    raise ConfigError(f"{words}: {_not_done(run)}")
-
-
-def _not_done(run: "Run") -> str:
-    return f"its run of seed {run.seed} is not done ({run.state}); run make experiment NAME={run.study}"
-
-
-def _unless_circular(init_from: Mapping[str, Any], own: "Study | None") -> "Study":
-    """The study that `init_from` names, unless that arm starts, perhaps by way of others, from itself."""
-    studies: list[Study] = []
-    seen: list[str] = []
-    following: Any = init_from
-    while isinstance(following, Mapping) and "arm" in following:
-        here = studies[-1] if studies else own
-        name, arm = following.get("study"), str(following["arm"])
-        source = here if here is not None and name in (None, here.name) else _named(str(name), own)
-        if arm not in source.definition.arms:
-            valid = nearest(arm, source.definition.arms)
-            raise ConfigError(f"init_from: arm = {arm}: not an arm of {source.name}; {valid}")
-        if f"{source.name}/{arm}" in seen:
-            raise ConfigError(f"init_from: {' ← '.join([*seen, f'{source.name}/{arm}'])}: an arm cannot start from itself")
-        seen.append(f"{source.name}/{arm}")
-        studies.append(source)
-        following = source.arm_configs[arm].init_from
-    return studies[0]
-
-
-def _named(name: str, own: "Study | None") -> "Study":
-    return own if own is not None and own.name == name else _study(name, records.smoke())
-
-
-@lru_cache(maxsize=16)
-def _study(name: str, smoke: bool) -> "Study":
-    """As its own verbs see it; composing takes half a second an arm."""
-    from ouro_lab.study import study_here
-
-    return study_here(name)
 
 
 @lru_cache(maxsize=64)

@@ -135,17 +135,6 @@ class Study:
         """What may run now: neither finished nor running, and what it starts from is done."""
         return [run for run in self.expand() if run.state == "to do" and (run.start is None or run.start.ready)]
 
-    def blocked(self) -> list[Run]:
-        """Runs that never can: what they start from, or that starts from, ended without being done."""
-        found: dict[str, Run] = {}
-        for run in self.expand():  # arms in the file's order need not be those of the stages
-            source = run.start.source if run.start else None
-            while source is not None and source.state not in ("failed", "diverged"):
-                source = source.start.source if source.start else None
-            if source is not None and not run.finished:
-                found[run.id] = run
-        return list(found.values())
-
     def run(self, arm: str, lr: float, seed: int, phase: str = "main") -> Run:
         if arm not in self.definition.arms:
             raise ConfigError(f"arm = {arm}: not an arm of {self.name}; {nearest(arm, self.definition.arms)}")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ouro_lab import cut, estimate, records, tracking
+from ouro_lab import cut, estimate, records, stages, tracking
 from ouro_lab.assembly import Parts, looped_of
 from ouro_lab.check import check, check_starts, command, match_table, register, save
 from ouro_lab.compute.solver import Arm, solve_all
@@ -40,7 +40,7 @@ def run(name: str, overrides: Sequence[str] = (), budget: str | None = None) -> 
     for run_id in failed:
         reason = (records.read_state(records.runs_root() / name / run_id) or {}).get("reason", "")
         print(f"failed: {run_id}: {reason}")
-    blocked = study.blocked()
+    blocked = stages.blocked(study)
     for run in blocked:
         print(f"blocked: {run.id}: a run that it starts from is not done")
     return 1 if failed or blocked else 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ouro_lab import pipeline, records, run, verbs
+from ouro_lab import pipeline, records, run, stages, verbs
 from ouro_lab.assembly import assemble
 from ouro_lab.check import check, check_starts
 from ouro_lab.config import ConfigError, build
@@ -164,7 +164,9 @@ def test_each_stage_starts_with_the_weights_that_the_one_before_ended_with(chain
     for batch in parts.data.evaluation_batches("val"):
         with torch.no_grad():
             logits = parts.backbone(batch["tokens"], batch["documents"])
-        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum"))
+        total += float(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+        )
         count += int((batch["targets"] != -100).sum())
     row = records.read_metrics(chain[2].directory / "metrics.jsonl")[0]
     assert row["step"] == 0
@@ -219,12 +221,15 @@ def test_what_follows_a_stage_that_diverged_is_known_and_not_run(files):
     records.begin(first.directory, first.identity(), first.config)
     records.finish(first.directory, "diverged", "val/loss = nan")
     assert study.todo() == []
-    assert [one.arm for one in study.blocked()] == ["second", "third"]
+    assert [one.arm for one in stages.blocked(study)] == ["second", "third"]
 
 
 def test_a_start_that_leads_nowhere_is_one_line(files):
     wrong = {
-        "one": ("{arm: other}", "ouro_rehearsal/other ← ouro_rehearsal/one ← ouro_rehearsal/other: an arm cannot start"),
+        "one": (
+            "{arm: other}",
+            "ouro_rehearsal/other ← ouro_rehearsal/one ← ouro_rehearsal/other: an arm cannot start",
+        ),
         "other": ("{arm: one}", "ouro_rehearsal/one ← ouro_rehearsal/other ← ouro_rehearsal/one: an arm cannot start"),
         "itself": ("{arm: itself}", "ouro_rehearsal/itself ← ouro_rehearsal/itself: an arm cannot start from itself"),
         "typo": ("{arm: ones}", "arm = ones: not an arm of ouro_rehearsal; did you mean one"),
@@ -246,7 +251,9 @@ def test_a_stage_that_cannot_take_the_weights_is_refused_before_anything_runs(fi
 
 def test_moments_that_are_not_there_are_one_line(files, tmp_path):
     study = study_of(files, one=[*TEXT, *SMALL, "budget.steps=2"])
-    weights = {f"backbone.{name}": value for name, value in assemble(study.arm_configs["one"]).backbone.state_dict().items()}
+    weights = {
+        f"backbone.{name}": value for name, value in assemble(study.arm_configs["one"]).backbone.state_dict().items()
+    }
     torch.save({"state_dict": weights}, tmp_path / "bare.ckpt")
     start = f"init_from={{from: {tmp_path}/bare.ckpt, optimiser: carried}}"
     with pytest.raises(ConfigError, match=r"bare\.ckpt: has no optimiser state to carry; set optimiser: fresh"):

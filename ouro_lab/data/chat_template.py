@@ -22,7 +22,7 @@ Messages = Sequence[Mapping[str, str]]  # role, content
 
 
 def check_messages(messages: Messages) -> None:
-    """Raises: ValueError for an unknown role, a marker within a content, or a dialogue that does not end in an answer."""
+    """Raises: ValueError for an unknown role, a marker within a content, or an end that is no answer."""
     for message in messages:
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
             raise ValueError(f"message {message!r}: must have role and content, nothing else")

@@ -45,7 +45,11 @@ class DialogueRows:
         """tokens, targets and documents [B, S]."""
         tokens = self.buffer[rows].astype(np.int64)
         targets = np.where(self.learned[rows], tokens, IGNORE)[:, 1:]
-        return {"tokens": tokens[:, :-1], "targets": targets, "documents": np.cumsum(tokens[:, :-1] == self.eos, axis=1)}
+        return {
+            "tokens": tokens[:, :-1],
+            "targets": targets,
+            "documents": np.cumsum(tokens[:, :-1] == self.eos, axis=1),
+        }
 
 
 class DialogueData(OrderedData):

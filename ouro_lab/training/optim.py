@@ -112,7 +112,9 @@ def carry(moments: Mapping[str, Mapping[str, Tensor]], optimiser: torch.optim.Op
     for group in optimiser.param_groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if name in moments:
-                optimiser.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in moments[name].items()}
+                optimiser.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) for key, value in moments[name].items()
+                }
 
 
 def _fraction(name: str, value: float) -> None:

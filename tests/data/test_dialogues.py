@@ -127,7 +127,10 @@ def test_what_cannot_be_trained_on_is_one_line(tmp_path: Path) -> None:
     file = DialogueFile(write(tmp_path / "some.jsonl", rows))
     refused = {
         "length = 32: some has a dialogue of 63 tokens; must be at least that": {"length": 32},
-        "batch_size = 2: some has 1 training rows of length = 80; must be at most that": {"length": 80, "batch_size": 2},
+        "batch_size = 2: some has 1 training rows of length = 80; must be at most that": {
+            "length": 80,
+            "batch_size": 2,
+        },
         "tokenizer = BPETokenizer: would learn from the dialogues": {"tokenizer": BPETokenizer(300)},
     }
     for message, options in refused.items():

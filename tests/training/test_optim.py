@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ouro_lab.model import looped
-from ouro_lab.training.optim import WSD, AdamW, Cosine
+from ouro_lab.training.optim import WSD, AdamW, Constant, Cosine, carry
 
 
 def test_cosine_warms_up_linearly_and_ends_at_final():
@@ -23,6 +23,39 @@ def test_wsd_is_flat_then_falls_as_one_minus_root():
     assert {schedule(step, 100) for step in range(10, 80)} == {1.0}
     assert schedule(85, 100) == pytest.approx(1 - math.sqrt(0.25))
     assert schedule(100, 100) == pytest.approx(0.0)
+
+
+def test_constant_warms_up_linearly_and_stays():
+    schedule = Constant(warmup=0.1)
+    assert [schedule(step, 100) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert {schedule(step, 100) for step in range(10, 101)} == {1.0}
+    assert {Constant()(step, 100) for step in range(101)} == {1.0}
+
+
+def test_a_schedule_without_warm_up_goes_on_from_where_the_one_before_ended():
+    """The paper's stages 2 to 4: 3e-4 to 3e-5 by a cosine, constant, 3e-5 to 1e-5 by a cosine."""
+    anneal, constant, middle = Cosine(warmup=0.0, final=0.1), Constant(), Cosine(warmup=0.0, final=1 / 3)
+    rates = [3e-4 * anneal(0, 50), 3e-4 * anneal(50, 50), 3e-5 * constant(0, 9), 3e-5 * middle(0, 50)]
+    assert rates == pytest.approx([3e-4, 3e-5, 3e-5, 3e-5])
+    assert 3e-5 * middle(50, 50) == pytest.approx(1e-5)
+    assert 3e-4 * anneal(25, 50) == pytest.approx(3e-5 + 2.7e-4 * 0.5 * (1 + math.cos(math.pi * 24 / 49)))
+
+
+def test_moments_are_carried_by_name_and_a_new_parameter_begins_as_ever():
+    torch.manual_seed(0)
+    old, new = (looped(1, 2, vocab_size=11, width=16, heads=2, gate=gate) for gate in (False, True))
+    first, _ = AdamW(lr=1e-3).build(old, 10)
+    old(torch.arange(10).view(2, 5)).square().mean().backward()
+    first.step()
+    moments = {name: first.state[parameter] for name, parameter in old.named_parameters()}
+    second, _ = AdamW(lr=1e-3).build(new, 10)
+    carry(moments, second)
+    for name, parameter in new.named_parameters():
+        if name.startswith("early_exit_gate"):
+            assert not second.state[parameter]
+        else:
+            assert torch.equal(second.state[parameter]["exp_avg"], moments[name]["exp_avg"])
+            assert second.state[parameter]["exp_avg"] is not moments[name]["exp_avg"]
 
 
 def test_matrices_decay_and_vectors_do_not():
