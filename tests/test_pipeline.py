@@ -23,6 +23,8 @@ PRETRAIN = ["backbone.layers=2", "backbone.loops=2", *ROWS, "data.ramp=[[64,2]]"
 GO_ON = ["backbone.layers=4", "backbone.loops=2", *ROWS, "data.skip_tokens=320", "budget.steps=4"]
 DIALOGUES = ["data=dialogue_file", "data.dialogues.path=%s", "data.length=96", "data.batch_size=2"]
 SFT = ["backbone.layers=4", "backbone.loops=2", *DIALOGUES, "budget.steps=4"]
+FIRST = [*TEXT, *PRETRAIN]
+SECOND = [*TEXT, *GO_ON, "init_from={arm: first, layers: [0, 1, 0, 1], optimiser: carried}"]
 TINY = [
     "backbone.width=16",
     "backbone.heads=2",
@@ -68,10 +70,7 @@ def three_stages(files: tuple[Path, Path]) -> Study:
 
 @cache  # half a second an arm
 def composed(files: tuple[Path, Path]) -> Study:
-    second = "init_from={arm: first, layers: [0, 1, 0, 1], optimiser: carried}"
-    return study_of(
-        files, first=[*TEXT, *PRETRAIN], second=[*TEXT, *GO_ON, second], third=[*SFT, "init_from={arm: second}"]
-    )
+    return study_of(files, first=FIRST, second=SECOND, third=[*SFT, "init_from={arm: second}"])
 
 
 def finish(study: Study) -> list[Run]:
@@ -189,6 +188,15 @@ def test_a_schedule_that_goes_on_with_carried_moments_is_one_longer_stage(files)
     runs = {one.arm: one for one in finish(study_of(files, **arms, afresh=[*rest, "init_from={arm: half}"]))}
     assert all(torch.equal(end(runs["rest"])[name], value) for name, value in end(runs["whole"]).items())
     assert not all(torch.equal(end(runs["afresh"])[name], value) for name, value in end(runs["whole"]).items())
+
+
+def test_fine_tuning_by_the_last_loop_alone_leaves_the_gate_as_it_is(files, chain):
+    last = [*SFT, "init_from={arm: second}", "objective=last_loop", "backbone.gate=true"]
+    third = finish(study_of(files, first=FIRST, second=SECOND, third=last))[2]
+    before, after = end(chain[1]), end(third)
+    same_names = [name for name, value in after.items() if torch.equal(value, before[name])]
+    assert same_names == ["early_exit_gate.weight", "early_exit_gate.bias"]
+    assert third.hash != chain[2].hash
 
 
 def test_copied_layers_take_copied_moments(chain):

@@ -74,7 +74,7 @@ def test_every_number_says_where_it_is_from(name):
     assert not unsaid
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", ["ouro_rehearsal", *SIZES])
 def test_every_stage_takes_two_real_steps_from_the_one_before(name):
     study = Study(name, smoke_overrides(name))
     while todo := study.todo():

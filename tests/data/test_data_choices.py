@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ouro_lab.data import TaskData, TextData
+from ouro_lab.data import DialogueData, TaskData, TextData
 
 CHOICES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 
@@ -20,6 +20,6 @@ def test_a_choice_builds_with_the_seed_of_the_run(path: Path, tmp_path: Path) ->
         config.data.task.path = str(tmp_path / "own.csv")
         Path(config.data.task.path).write_text("prompt,answer\n" + "".join(f"{i},{i}\n" for i in range(50)))
     data = instantiate(config.data, _convert_="all")
-    assert isinstance(data, TaskData | TextData)
+    assert isinstance(data, TaskData | TextData | DialogueData)
     assert data.seed == 7
     assert data.vocab_size > 4
