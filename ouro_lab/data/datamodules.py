@@ -57,7 +57,8 @@ class OrderedData(L.LightningDataModule, ABC):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """What `metrics` reports and a study may ask for, without a loop's suffix."""
-        per_byte = ("bits_per_byte",) if self.count_bytes else ()
+        per_group = [f"bits_per_byte/{group}" for group in self.groups]
+        per_byte = ("bits_per_byte", *per_group) if self.count_bytes else ()
         return ("loss", "accuracy", *(f"accuracy/{group}" for group in self.groups), *per_byte)
 
     def metrics(self, loops: int, parameters: int | None = None) -> EvaluationMetrics:

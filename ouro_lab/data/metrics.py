@@ -19,7 +19,8 @@ class EvaluationMetrics(Metric):
     every position is read after the right ones before it, that is what greedy decoding gets right as a whole.
     Several axes of groups: a sequence counts in a group of each; one `undefined` or `seen_…` is so on every axis.
     Bits per byte: nats of all targets / ln 2 / UTF-8 bytes of all targets. The end of a document is a target of no
-    bytes whose nats count: every tokenizer pays it once a document, so their values compare.
+    bytes whose nats count: every tokenizer pays it once a document, so their values compare. With groups (the sources
+    of a mixture) it is also told of each, so that what a domain gains from loop 1 to T can be read off.
     """
 
     full_state_update = False
@@ -32,6 +33,8 @@ class EvaluationMetrics(Metric):
         defined = torch.tensor([group != UNDEFINED for group in self.groups] or [True])
         self.answers = defined & ~self.seen  # [G], in `accuracy`
         shapes = {"nats": (loops,), "targets": (), "bytes": (), "hits": (loops, bins), "scored": (bins,)}
+        if self.count_bytes:
+            shapes |= {"group_nats": (loops, bins), "group_bytes": (bins,)}
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -47,19 +50,29 @@ class EvaluationMetrics(Metric):
             self.hits.index_add_(1, axis, (correct & scored).sum(2).double())
             self.scored.index_add_(0, axis, scored.sum(1).double())
         valid = valid & ~self.seen.to(group.device)[axes[0], None]
-        self.nats += token_loss.double().masked_fill(~valid, 0).sum((1, 2))
+        nats = token_loss.double().masked_fill(~valid, 0)
+        self.nats += nats.sum((1, 2))
         self.targets += valid.sum()
         if self.count_bytes:
-            self.bytes += batch["bytes"].masked_fill(~valid, 0).sum()
+            size = batch["bytes"].masked_fill(~valid, 0)
+            self.bytes += size.sum()
+            self.group_nats.index_add_(1, axes[0], nats.sum(2))
+            self.group_bytes.index_add_(0, axes[0], size.sum(1).double())
 
     def compute(self) -> dict[str, Tensor]:
         """Flat, `loss` and `accuracy` being the last loop's."""
         loss = self.nats / self.targets
         values = {"loss": loss[-1], **self._by_loop("loss", loss), **self._accuracies()}
         if self.count_bytes:
-            per_byte = self.nats / math.log(2) / self.bytes
-            values |= {"bits_per_byte": per_byte[-1], **self._by_loop("bits_per_byte", per_byte)}
+            values |= self._per_byte("", self.nats, self.bytes)
+            for index in self.group_bytes.nonzero().flatten().tolist() if self.groups else []:
+                values |= self._per_byte(f"/{self.groups[index]}", self.group_nats[:, index], self.group_bytes[index])
         return values
+
+    def _per_byte(self, suffix: str, nats: Tensor, size: Tensor) -> dict[str, Tensor]:
+        per_byte = nats / math.log(2) / size  # [T]
+        by_loop = {f"{name}{suffix}": value for name, value in self._by_loop("bits_per_byte", per_byte).items()}
+        return {f"bits_per_byte{suffix}": per_byte[-1], **by_loop}
 
     def _accuracies(self) -> dict[str, Tensor]:
         answers = self.answers.to(self.hits.device)

@@ -1,41 +1,25 @@
-"""Token streams on disk, made once per (text, tokenizer, format) and read as memory maps by every run."""
+"""What is made once per machine beside the shards: folders that appear whole, and tokenizers learned from text."""
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
-from ouro_lab.data.corpus import Documents, content_key
+from ouro_lab.data.corpus import Corpus
+from ouro_lab.data.decontamination import Overlap
+from ouro_lab.data.documents import split_documents
+from ouro_lab.data.shards import FORMAT
 from ouro_lab.data.tasks.protocol import TRAIN
-from ouro_lab.data.tokenizer import Ids, TextTokenizer
+from ouro_lab.data.tokenizer import TextTokenizer
 from ouro_lab.measured import cache_root
 
-FORMAT = 1  # raise when the same text and tokenizer would give other files
-_CHUNK = 256  # documents tokenised at a time
-
-
-def token_streams(label: str, documents: Documents, tokenizer: TextTokenizer) -> Path:
-    """The folder with `{split}.bin`, `tokenizer.json` and `facts.json`; the tokenizer is trained or restored.
-
-    A stream is eos, document, eos, document, …, eos, so that every byte and every document's end is a target once.
-    """
-    keys = [content_key(texts) for texts in documents.values()]
-    name = hashlib.blake2b(json.dumps([FORMAT, tokenizer.identity, keys]).encode(), digest_size=8).hexdigest()
-    folder = cache_root() / "text" / f"{label}-{tokenizer.identity}-{name}"
-    made_once(folder, lambda target: _write(target, documents, tokenizer))
-    tokenizer.restore((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return folder
-
-
-def open_stream(folder: Path, split: str) -> NDArray:
-    dtype = json.loads((folder / "facts.json").read_text())["dtype"]
-    return np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r")
+LEARN_BYTES = 1 << 27  # of training text that a tokenizer is learned from at most
 
 
 def made_once(folder: Path, write: Callable[[Path], None]) -> None:
@@ -55,26 +39,60 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(folder: Path, documents: Documents, tokenizer: TextTokenizer) -> None:
-    tokenizer.train(documents[TRAIN])
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    facts = {"dtype": np.dtype(dtype).name, "vocab_size": tokenizer.vocab_size, "splits": {}}
-    for split, texts in documents.items():
-        tokens = _write_stream(folder / f"{split}.bin", texts, tokenizer, dtype)
-        size = sum(len(text.encode("utf-8")) for text in texts)
-        facts["splits"][split] = {"documents": len(texts), "bytes": size, "tokens": tokens}
-    (folder / "tokenizer.json").write_text(tokenizer.state(), encoding="utf-8")
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+def learn(
+    tokenizer: TextTokenizer,
+    corpora: Sequence[Corpus],
+    shares: Sequence[Fraction],
+    holdout: int,
+    decontaminated: str = "",
+    overlap: Overlap | None = None,
+) -> None:
+    """Trains the tokenizer on training text of the corpora by their shares, or restores what was learned before."""
+    if not tokenizer.learns:
+        return
+    named = [(corpus.identity(), str(share)) for corpus, share in zip(corpora, shares, strict=True)]
+    facts = json.dumps([FORMAT, tokenizer.identity, named, holdout, decontaminated])
+    name = hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+    folder = cache_root() / "tokenizers" / f"{tokenizer.identity}-{name}"
+
+    def write(target: Path) -> None:
+        tokenizer.train(_sample(corpora, shares, holdout, overlap))
+        (target / "tokenizer.json").write_text(tokenizer.state(), encoding="utf-8")
+
+    made_once(folder, write)
+    tokenizer.restore((folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
-def _write_stream(path: Path, texts: Sequence[str], tokenizer: TextTokenizer, dtype: type) -> int:
-    eos = np.array([tokenizer.eos], dtype)
-    total = 1
-    with path.open("wb") as file:
-        eos.tofile(file)
-        for start in range(0, len(texts), _CHUNK):
-            encoded: list[Ids] = tokenizer.encode(texts[start : start + _CHUNK])
-            pieces = [piece for ids in encoded for piece in (ids.astype(dtype), eos)]
-            np.concatenate(pieces).tofile(file)
-            total += sum(map(len, pieces))
-    return total
+def _sample(
+    corpora: Sequence[Corpus], shares: Sequence[Fraction], holdout: int, overlap: Overlap | None
+) -> Iterator[str]:
+    """As training will see the corpora: as much text as they hold, `LEARN_BYTES` at most, each having its share of it;
+    one that holds less is repeated."""
+    held = [
+        _first(corpus, LEARN_BYTES * share, holdout, overlap) for corpus, share in zip(corpora, shares, strict=True)
+    ]
+    whole = min(LEARN_BYTES, sum(_bytes(text) for texts in held for text in texts))
+    for texts, share in zip(held, shares, strict=True):
+        given = Fraction(0)
+        for text in cycle(texts):
+            if given >= whole * share:
+                break
+            given += _bytes(text)
+            yield text
+
+
+def _first(corpus: Corpus, size: Fraction, holdout: int, overlap: Overlap | None) -> list[str]:
+    """Training documents from the beginning that hold about `size` bytes."""
+    texts: list[str] = []
+    held = 0
+    for split, text in split_documents(corpus, holdout):
+        if held >= size:
+            break
+        if split == TRAIN and not (overlap and overlap.matches(text)):
+            texts.append(text)
+            held += _bytes(text)
+    return texts
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8"))

@@ -3,8 +3,8 @@
 Text never yields `eos`, also where it spells a special token: the end of a document is put in by packing alone.
 """
 
+import hashlib
 import importlib.util
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ class TextTokenizer(Protocol):
     vocab_size: int
     eos: int  # a token of no bytes between documents
     identity: str  # what decides the tokens besides the training text; part of the cache's key
+    learns: bool  # whether `train` reads its texts
 
     def train(self, texts: Iterable[str]) -> None: ...
 
@@ -45,7 +46,7 @@ class TextTokenizer(Protocol):
 class ByteTokenizer:
     """The 256 bytes, then eos."""
 
-    vocab_size, eos, identity = 257, 256, "byte"
+    vocab_size, eos, identity, learns = 257, 256, "byte", False
 
     def train(self, texts: Iterable[str]) -> None:
         """There is nothing to learn."""
@@ -90,6 +91,8 @@ class ByteLevel:
 class BPETokenizer(ByteLevel):
     """Byte-level BPE learned on the train split. eos is the last id; a small text may leave ids before it unused."""
 
+    learns = True
+
     def __init__(self, vocab_size: int = 4096) -> None:
         check_range("vocab_size", vocab_size, 257, 1 << 20)
         self.vocab_size, self.eos = vocab_size, vocab_size - 1
@@ -119,6 +122,8 @@ class SmolLM2Tokenizer(ByteLevel):
     path: another GGUF file with a byte-level BPE.
     """
 
+    learns = False
+
     def __init__(self, path: str | None = None) -> None:
         metadata = read_metadata(_smollm2_file(path))
         names: Any = metadata["tokenizer.ggml.tokens"]
@@ -137,10 +142,14 @@ class SmolLM2Tokenizer(ByteLevel):
         """It was trained by its authors."""
 
     def state(self) -> str:
-        return json.dumps({"identity": self.identity})
+        return self.model.to_str()
 
     def restore(self, state: str) -> None:
         """The file holds everything."""
+
+
+def tokenizer_digest(tokenizer: TextTokenizer) -> str:
+    return hashlib.sha256(f"{tokenizer.identity}\n{tokenizer.state()}".encode()).hexdigest()
 
 
 def _smollm2_file(path: str | None) -> Path:

@@ -12,6 +12,7 @@ import torch
 from ouro_lab.data import BPETokenizer, ByteTokenizer, TextData, TextFiles
 from ouro_lab.data.packing import PackedRows, ShuffledRows
 from ouro_lab.data.text_cache import made_once
+from ouro_lab.data.text_data import Source
 
 WORDS = ["union", "state", "of", "the", "people", "congress", "war", "peace", "and", "law", "year", "our", "this"]
 
@@ -28,6 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(folder: Path, tokenizer: object = None, **options: object) -> TextData:
     settings = {"length": 32, "batch_size": 8, "eval_batch_size": 5, "val_tokens": None} | options
     return TextData(TextFiles(f"{folder}/*.txt"), tokenizer or ByteTokenizer(), **settings)
+
+
+def only(data: TextData) -> Source:
+    data.prepare_data()
+    (source,) = data.sources
+    return source
 
 
 def expected_texts(folder: Path, rest: int) -> list[str]:
@@ -97,9 +104,9 @@ def test_unique_tokens_are_those_asked_for(folder: Path) -> None:
 
 def test_capped_sets_are_spread_over_the_split(folder: Path) -> None:
     whole, capped = made(folder), made(folder, test_tokens=96)
-    assert (whole.evaluation_size("test"), capped.evaluation_size("test")) == (whole.rows["test"].all, 3)
-    count = whole.rows["test"].all
-    assert capped.chosen["test"].tolist() == [0, count // 3, 2 * count // 3]
+    count = only(whole).rows["test"].all
+    assert (whole.evaluation_size("test"), capped.evaluation_size("test")) == (count, 3)
+    assert only(capped).chosen["test"].tolist() == [0, count // 3, 2 * count // 3]
 
 
 def test_the_tokens_of_a_stated_set_are_known_without_reading_the_corpus(folder: Path) -> None:
@@ -120,12 +127,14 @@ def test_fixed_sets_depend_on_no_seed_and_training_does(folder: Path) -> None:
 
 def test_floor_is_the_same_for_all_tokenizers_and_stored(folder: Path) -> None:
     data = made(folder)
+    test_bytes = [text.encode() for text in expected_texts(folder, 9)]
     floor = data.floors()["bits_per_byte"]
     assert floor["what"] == "byte 5-gram, interpolated Kneser-Ney, same text"
     assert 0.5 < floor["value"] < 2
     assert made(folder, BPETokenizer(300)).floors()["bits_per_byte"]["value"] == pytest.approx(floor["value"])
-    stored = list(data.folder.parent.glob(f"{data.folder.name}-floor-*/floor.json"))
-    assert [json.loads(path.read_text()) for path in stored] == [floor["value"]]
+    folder = only(data).shards.folder
+    (stored,) = [json.loads(path.read_text()) for path in folder.parent.glob(f"{folder.name}-floor-*/floor.json")]
+    assert stored == {"bits": floor["value"] * stored["bytes"], "bytes": sum(map(len, test_bytes))}
 
 
 def test_floor_of_capped_rows_covers_their_bytes_only(folder: Path) -> None:
@@ -139,29 +148,25 @@ def test_floor_of_capped_rows_covers_their_bytes_only(folder: Path) -> None:
     assert sorted(order) == sorted(train)
     stream = symbols(expected_texts(folder, 9))
     nats = NGram(symbols(order)).nats(stream)
-    places = np.concatenate([np.arange(32 * row + 1, 32 * row + 33) for row in data.chosen["test"]])
+    places = np.concatenate([np.arange(32 * row + 1, 32 * row + 33) for row in only(data).chosen["test"]])
     places = places[places < len(stream)]
     expected = nats[places].sum() / math.log(2) / (stream[places] != 256).sum()
     assert value == pytest.approx(expected)
 
 
 def test_cache_is_reused_and_keyed_by_text_and_tokenizer(folder: Path, tmp_path: Path) -> None:
-    first, again = made(folder), made(folder, length=16)
-    first.prepare_data()
-    stamp = (first.folder / "train.bin").stat().st_mtime_ns
-    again.prepare_data()
+    first = only(made(folder)).shards
+    files = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    again = only(made(folder, length=16)).shards
     assert again.folder == first.folder
-    assert (again.folder / "train.bin").stat().st_mtime_ns == stamp
-    other = made(folder, BPETokenizer(300))
-    other.prepare_data()
+    assert {path: path.stat().st_mtime_ns for path in again.folder.iterdir()} == files
+    other = only(made(folder, BPETokenizer(300))).shards
     for path in folder.glob("*.txt"):
         (tmp_path / path.name).write_text(path.read_text("utf-8") + "!", "utf-8")
-    changed = made(tmp_path)
-    changed.prepare_data()
+    changed = only(made(tmp_path)).shards
     assert len({first.folder, other.folder, changed.folder}) == 3
-    facts = json.loads((first.folder / "facts.json").read_text())
-    assert facts["splits"]["test"]["documents"] == 4
-    assert facts["dtype"] == "uint16"
+    assert first.manifest.totals("test")["documents"] == 4
+    assert first.manifest.dtype == np.uint16
 
 
 def test_one_of_many_makes_a_cache_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
