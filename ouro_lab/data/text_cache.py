@@ -19,7 +19,7 @@ from ouro_lab.data.tasks.protocol import TRAIN
 from ouro_lab.data.tokenizer import TextTokenizer
 from ouro_lab.measured import cache_root
 
-LEARN_BYTES = 1 << 27  # of training text that a tokenizer is learned from at most
+LEARN_BYTES = 1 << 25  # of training text that a tokenizer is learned from at most
 
 
 def made_once(folder: Path, write: Callable[[Path], None]) -> None:
@@ -30,7 +30,10 @@ def made_once(folder: Path, write: Callable[[Path], None]) -> None:
     with FileLock(f"{folder}.lock"):
         if folder.exists():
             return
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+        prefix = f".making-{folder.name}-"
+        for left in folder.parent.glob(f"{prefix}*"):  # of a killed process: the lock is ours
+            shutil.rmtree(left)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         try:
             write(temporary)
             temporary.chmod(0o755)  # mkdtemp lets nobody else read

@@ -40,7 +40,7 @@ class TextData(OrderedData):
     sources are the `groups` of validation and test. holdout: of so many documents one is test and one validation.
     val_tokens, test_tokens: rows at even distances with about so many targets, of each source; None takes the whole
     split. train_tokens: unique tokens of training, of a mixture each source's share of them, rows at even distances
-    that every epoch repeats; None takes all. A remote corpus is read only as far as that. mask_documents: attention
+    that every epoch repeats; None takes all. An open-ended corpus is read only so far. mask_documents: attention
     stays within a document. decontaminate: what training documents must not repeat. workers: processes per loader,
     and for tokenising. ramp: smaller batches at first, as [[tokens, sequences], …]. skip_tokens: what an earlier stage
     has read of these rows.
@@ -99,7 +99,7 @@ class TextData(OrderedData):
         learn(self.tokenizer, self.corpora, self.shares, self.holdout, filtered, overlap)
         limits = self._limits()
         recipes = [
-            Recipe(corpus, self.tokenizer, self.holdout, limit if corpus.remote else None, filtered)
+            Recipe(corpus, self.tokenizer, self.holdout, limit if corpus.open_ended else None, filtered)
             for corpus, limit in zip(self.corpora, limits, strict=True)
         ]
         shards = [tokenise(recipe, overlap, self.workers) for recipe in recipes]
