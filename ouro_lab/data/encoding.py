@@ -17,7 +17,7 @@ from ouro_lab.data.tasks.protocol import TRAIN
 from ouro_lab.data.tokenizer import TextTokenizer, tokenizer_digest
 from ouro_lab.measured import cache_root
 
-PIECE_BYTES = 8 << 20  # of training text: shards that hash in milliseconds and are few enough to list
+PIECE_BYTES = 4 << 20  # of training text: shards that hash in milliseconds and are few enough to list
 _CHUNK = 256  # documents given to the tokenizer at a time
 
 

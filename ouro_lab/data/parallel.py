@@ -74,18 +74,21 @@ class Rate:
         """Done earlier: counts as done, not for the rate."""
         self.before += amount
         self.done += amount
-        self.began = time.monotonic()
+        self.began = self.shown = time.monotonic()
 
     def add(self, amount: int) -> None:
         self.done += amount
         if time.monotonic() - self.shown >= self.interval:
-            self.shown = time.monotonic()
-            print(("\r\033[K" if self.terminal else "") + self.line(), end="" if self.terminal else "\n", flush=True)
+            self._print("" if self.terminal else "\n")
 
     def end(self) -> None:
-        """The last line, where there was one or more was done than a moment's work."""
-        if time.monotonic() - self.began >= self.interval:
-            print(("\r\033[K" if self.terminal else "") + self.line(), flush=True)
+        """Where a line was shown, the last one says that it is done."""
+        if self.shown > self.began:
+            self._print("\n")
+
+    def _print(self, end: str) -> None:
+        self.shown = time.monotonic()
+        print(("\r\033[K" if self.terminal else "") + self.line(), end=end, flush=True)
 
     def line(self) -> str:
         """`sotu: 12.3 of 93.0 MB tokenised, 4.1 MB/s, 20 s left`."""

@@ -44,14 +44,17 @@ class ShardSet:
         self.make(index, wrong)
 
     def make(self, index: int, wrong: str) -> None:
-        """Raises: DamagedError when the corpus no longer gives the same text."""
-        entry = self.manifest.pieces[index]
+        """Raises: DamagedError when the corpus is not there or no longer gives the same tokens."""
+        entry, label = self.manifest.pieces[index], self.recipe.corpus.label
         with FileLock(f"{self.folder}.lock"):
-            print(f"{wrong}; made again from {self.recipe.corpus.label}", flush=True)
-            piece = next(islice(self.recipe.pieces(), index, None), None)
+            try:
+                piece = next(islice(self.recipe.pieces(), index, None), None)
+            except (FileNotFoundError, ValueError) as error:
+                raise DamagedError(f"{wrong}; cannot be made again ({error})") from error
             same = piece is not None and piece.digest() == entry["source"]
             if not same or self._encoder()(piece)["splits"] != entry["splits"]:
-                raise DamagedError(f"{wrong}; {self.recipe.corpus.label} no longer gives the same text")
+                raise DamagedError(f"{wrong}; {label} no longer gives the same tokens")
+            print(f"{wrong}; made again from {label}", flush=True)
 
     def check_files(self) -> None:
         """Makes again what is missing or has another size, which costs no reading."""
