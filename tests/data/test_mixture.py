@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from text_support import Texts, some_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_support import Texts, some_texts
 
 from ouro_lab.data import BPETokenizer, ByteTokenizer, Mixture, TextData, text_cache
 from ouro_lab.data.mixture import Schedule, apportion
