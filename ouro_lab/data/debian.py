@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -55,7 +55,7 @@ def version(archive: Path) -> str:
 
 
 @contextmanager
-def unpacked(archive: Path) -> Iterator[IO[bytes]]:
+def unpacked(archive: Path) -> Generator[IO[bytes]]:
     """The tar stream of a package's files.
 
     Raises: ValueError when `dpkg-deb` cannot read it.
