@@ -167,7 +167,7 @@ class Job:
         except SIGTERMException as end:
             if end.code == 128 + signal.SIGUSR2:  # the checkpoint is written; submitit's handler, which is back in
                 signal.raise_signal(signal.SIGUSR2)  # its place, queues the job again from rank 0 and ends it
-            return int(end.code)
+            return int(end.code or 0)
 
     def checkpoint(self) -> Any:
         """What submitit runs when the job comes back: the same, which resumes."""

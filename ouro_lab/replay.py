@@ -22,9 +22,10 @@ from torch import Tensor
 from ouro_lab import alarms, records, starts
 from ouro_lab.alarms import Alarm
 from ouro_lab.assembly import assemble
-from ouro_lab.config import load_config
+from ouro_lab.config import load_config, study_names
 from ouro_lab.objectives import token_cross_entropy
 from ouro_lab.run import first_line, initialise, quiet
+from ouro_lab.study import Study
 from ouro_lab.training.checkpoint import CheckpointError, backbone_weights, step_of
 from ouro_lab.training.norms import norms_by_block
 
@@ -131,10 +132,16 @@ def _load_weights(directory: Path, config: DictConfig, backbone: Any, step: int)
             except CheckpointError as error:
                 print(f"warning: {error}", file=sys.stderr)
     initialise(backbone, config.seed)
-    start = starts.find(config.init_from, config.seed, directory.parent.name)
+    start = starts.find(config.init_from, config.seed, _study(directory))
     if start is not None:
         start.load_into(backbone)
     return 0
+
+
+def _study(directory: Path) -> Study | None:
+    """The study whose arms the run may have started from."""
+    about = records.read_json(directory / "run.json") or {}
+    return Study(about["study"], about.get("overrides", ())) if about.get("study") in study_names() else None
 
 
 def _backward(backbone: Any, objective: Any, batches: list[Batch]) -> float:

@@ -94,7 +94,7 @@ def shrunk(name: str, arm: str, corpus: Path) -> Run:
         config.optim.lr = 1e-3
     config.seed = 0
     found = config_of(config)
-    return Run(name, arm, 1e-3, 0, "main", (), found, find(found["init_from"], 0, name))
+    return Run(name, arm, 1e-3, 0, "main", (), found, find(found["init_from"], 0))
 
 
 FINAL: dict[str, dict] = {}  # by a run's hash

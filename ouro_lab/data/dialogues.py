@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ouro_lab.data.chat_template import Messages, check_messages
-from ouro_lab.data.corpus import Sotu, package_folder, split_documents
+from ouro_lab.data.corpus import Sotu, package_folder
+from ouro_lab.data.documents import split_documents
 from ouro_lab.data.tasks.protocol import TEST, TRAIN, VAL, check_choice
 
 Split = dict[str, list[Messages]]
@@ -97,11 +98,10 @@ class SotuQuestions:
         about = {
             (folder / "speeches" / f"{name}.txt").read_text(encoding="utf-8"): row for name, row in by_name.items()
         }
-        documents = split_documents(Sotu(), self.holdout)
-        return {
-            split: [dialogue for text in texts for dialogue in self._asked(text, about[text])]
-            for split, texts in documents.items()
-        }
+        found: Split = {TRAIN: [], VAL: [], TEST: []}
+        for split, text in split_documents(Sotu(), self.holdout):
+            found[split] += self._asked(text, about[text])
+        return found
 
     def _asked(self, text: str, about: dict[str, str]) -> Iterator[Messages]:
         fitting = [s for s in SENTENCE.split(" ".join(text.split())) if SHORTEST <= len(s) <= LONGEST]

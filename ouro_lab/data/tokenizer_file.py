@@ -22,6 +22,8 @@ class TokenizerFile(ByteLevel):
         ValueError: not a tokenizer, not byte-level, or with ids beyond `vocab_size`.
     """
 
+    learns = False
+
     def __init__(self, text: str, eos: int, vocab_size: int, where: str = "tokenizer.json") -> None:
         self.text, self.eos, self.vocab_size, self.where = text, eos, vocab_size, where
         self.identity = f"file-{hashlib.sha256(f'{eos} {vocab_size} {text}'.encode()).hexdigest()[:12]}"

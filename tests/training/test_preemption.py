@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +32,9 @@ Recorder.on_train_batch_end = dying
 
 
 def tiny(*overrides: str) -> Run:
-    return Study("p_hop", [*TINY, "trainer.precision=32-true", "objective=stage_one", *overrides]).run("looped", 1e-2, 0)
+    return Study("p_hop", [*TINY, "trainer.precision=32-true", "objective=stage_one", *overrides]).run(
+        "looped", 1e-2, 0
+    )
 
 
 def outcome(one: Run) -> tuple[dict, list[dict], dict]:
@@ -78,7 +79,9 @@ def test_a_signal_ends_with_a_checkpoint_and_the_same_curve_follows(told, kept, 
     assert records.read_state(one.directory)["state"] == "interrupted"
     assert one.state == "to do"
     found = checkpoint.newest(one.directory / "checkpoints")
-    assert checkpoint.step_of(found) == kept  # after a validation, whose checkpoint is written anyway, the step after it
+    assert (
+        checkpoint.step_of(found) == kept
+    )  # after a validation, whose checkpoint is written anyway, the step after it
     assert len(list(found.parent.iterdir())) <= 2
     assert signal.getsignal(number) == signal.SIG_DFL
     assert run.execute(one) == 0
@@ -105,7 +108,7 @@ def test_a_rank_that_dies_ends_all_of_them_with_its_name_and_the_run_goes_on(unb
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
-    # Lightning looks for dead ranks every five seconds and kills the rest: it or rank 0 itself, which is faster, says so.
+    # Lightning looks for dead ranks every five seconds and kills the rest: it or rank 0, the faster one, says so.
     said = records.read_state(one.directory)["reason"] + done.stderr
     assert "rank 1 ended with signal 9" in said or "[rank: 1] Child process" in said
     assert checkpoint.step_of(checkpoint.newest(one.directory / "checkpoints")) == 4

@@ -104,9 +104,13 @@ def test_shards_read_as_one_checkpoint(stopped):
     assert content["global_step"] == 3
     assert set(content["state_dict"]) == {f"backbone.{name}" for name in backbone().state_dict()}
     state = content["optimizer_states"][0]
-    shapes = [tuple(state["state"][number]["exp_avg"].shape) for group in state["param_groups"] for number in group["params"]]
+    shapes = [
+        tuple(state["state"][number]["exp_avg"].shape) for group in state["param_groups"] for number in group["params"]
+    ]
     parameters = list(backbone().parameters())
-    assert shapes == [tuple(p.shape) for p in parameters if p.dim() > 1] + [tuple(p.shape) for p in parameters if p.dim() < 2]
+    assert shapes == [tuple(p.shape) for p in parameters if p.dim() > 1] + [
+        tuple(p.shape) for p in parameters if p.dim() < 2
+    ]
 
 
 def backbone() -> torch.nn.Module:

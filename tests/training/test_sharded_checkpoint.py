@@ -28,7 +28,10 @@ def shards(tmp_path: Path) -> Path:
 
 def write(folder: Path, group: dict) -> Path:
     weight = torch.arange(6.0).view(2, 3)
-    optimiser = {"state": {"backbone.a": {"exp_avg": weight / 2}}, "param_groups": [{"params": ["backbone.a"], **group}]}
+    optimiser = {
+        "state": {"backbone.a": {"exp_avg": weight / 2}},
+        "param_groups": [{"params": ["backbone.a"], **group}],
+    }
     dcp.save({"state_dict": {"backbone.a": weight}, "optimizer_0": optimiser}, checkpoint_id=folder, no_dist=True)
     torch.save({"global_step": 4}, folder / "meta.pt")
     return folder
