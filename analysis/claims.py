@@ -23,7 +23,7 @@ TITLE = "Claims about looped language models, and what was found here"
 HEADER = ("claim", "what it says (where)", "published", "regime", "arms and rule", "n", "learning rates")
 HEADER += ("effect [interval]", "verdict", "scope", "cost", "evidence")
 WORDS = tuple(index for index, name in enumerate(HEADER) if name != "n")
-PARTS = {"C": "The Ouro paper's comparisons, C01–C39", "S": "Looped models at large, S01–S17"}
+PARTS = {"C": "The Ouro paper's comparisons, C01–C39", "S": "Looped models at large, S01–S18"}
 STYLE = "main { max-width: none }\ntd.w { min-width: 6rem }\ntd.w:first-child, td.w:nth-child(11) { min-width: 3rem }\n"
 STYLE += "td.w:nth-child(2) { min-width: 15rem }\n"
 NOTES = (

@@ -1,9 +1,11 @@
-"""Where a run's weights come from: `init_from` names a checkpoint, a trunk folder, a run, or an arm of any study.
+"""Where a run's weights come from: `init_from` names a checkpoint, a trunk folder, a Llama in GGUF, a run, or an arm of
+any study.
 
 Arms of one study that start from each other are its stages: a stage may run once the one before it is done.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,26 +16,30 @@ from torch import Tensor, nn
 
 from ouro_lab import records, stages
 from ouro_lab.config import ROOT, ConfigError
+from ouro_lab.data.gguf import packaged
 
 if TYPE_CHECKING:
     from ouro_lab.interop import Trunk
     from ouro_lab.study import Run, Study
 
 WAYS = (
-    "{study: …, arm: …}, {arm: …} or {from: …}, with layers: […] to make the stack deeper, optimiser: carried or fresh"
+    "{study: …, arm: …}, {arm: …}, {from: …} or {package: …}, with layers: […] where the stack is laid out anew,"
+    " optimiser: carried or fresh"
 )
 OPTIMISER = ("carried", "fresh")
+SOURCES = ({"study", "arm"}, {"arm"}, {"from"}, {"package"})
 Moments = dict[str, dict[str, Tensor]]  # by parameter name
-GATE, LAYERS = "early_exit_gate.", "layers."
+GATE, LAYERS, GGUF = "early_exit_gate.", "layers.", ".gguf"
 
 
 @dataclass(frozen=True)
 class Start:
-    """path: a checkpoint, a trunk folder or a run's directory.
+    """path: a checkpoint, a trunk folder, a Llama in GGUF or a run's directory.
 
     identity: what a run's hash covers: the weights' digest, or the id of the run that made them. layers: which of its
-    layers stands at each place of the backbone's stack, zero-based, to make a stack deeper (paper §5, up-cycling).
-    carries: the optimiser's moments and step counts go on too. source: the run, where it is an arm of a study.
+    layers stands at each place of the backbone's stack, zero-based, to make a stack deeper (paper §5, up-cycling) or to
+    leave some out. carries: the optimiser's moments and step counts go on too. source: the run, where it is an arm of a
+    study.
     """
 
     path: Path
@@ -61,6 +67,8 @@ class Start:
         """
         from ouro_lab.training.checkpoint import backbone_weights
 
+        if self.path.suffix == GGUF:
+            return self.relaid(dict(_llama(self.path).state_dict()))
         trunk = _is_trunk(self.path)
         return self.relaid(dict(_opened(self.path).model.state_dict()) if trunk else backbone_weights(self._newest()))
 
@@ -74,7 +82,8 @@ class Start:
 
         if not self.carries:
             return {}
-        found = None if _is_trunk(self.path) else backbone_moments(self._newest())
+        weights_alone = _is_trunk(self.path) or self.path.suffix == GGUF
+        found = None if weights_alone else backbone_moments(self._newest())
         if not found:
             raise ConfigError(f"init_from = {self.path}: has no optimiser state to carry; set optimiser: fresh")
         return self.relaid(found)
@@ -129,6 +138,18 @@ class Start:
             if value.shape != own[name].shape:
                 shapes = f"{list(value.shape)}, the backbone's is {list(own[name].shape)}"
                 raise ConfigError(f"init_from = {self.path}: {name} is {shapes}")
+        if self.path.suffix == GGUF:
+            self._check_constants(backbone)
+
+    def _check_constants(self, backbone: nn.Module) -> None:
+        """What a Llama computes with and no weight's name or shape tells."""
+        from ouro_lab.interop.llama import constants
+
+        config = getattr(backbone, "config", None)
+        for name, value in constants(self.path).items():
+            found = getattr(config, name, value)
+            if not math.isclose(found, value, rel_tol=1e-6):  # the file has them in float32
+                raise ConfigError(f"init_from = {self.path}: backbone.{name} = {found:g}: must be {value:g}")
 
 
 def find(init_from: str | Mapping[str, Any] | None, seed: int, own: "Study | None" = None) -> Start | None:
@@ -160,11 +181,12 @@ def digest(path: Path) -> str:
 
 
 def _mapped(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Start | None:
-    """`{study, arm}`, `{arm}` of the same study or `{from: a path or a run}`, each with `layers` and `optimiser`."""
+    """`{study, arm}`, `{arm}` of the same study, `{from: a path or a run}` or `{package: one that comes with a GGUF
+    file}`, each with `layers` and `optimiser`."""
     source = {key: value for key, value in init_from.items() if key not in ("layers", "optimiser")}
-    if set(source) not in ({"study", "arm"}, {"arm"}, {"from"}) or (set(source) == {"arm"} and own is None):
+    if set(source) not in SOURCES or (set(source) == {"arm"} and own is None):
         raise ConfigError(f"init_from = {dict(init_from)}: must be a path, a run, or {WAYS}")
-    found = find(source["from"], seed, own) if "from" in source else _of_run(stages.run_of(source, seed, own))
+    found = _source(source, seed, own)
     if found is not None and "layers" in init_from:
         layers = init_from["layers"]
         if not isinstance(layers, list) or not layers or any(type(layer) is not int for layer in layers):
@@ -173,8 +195,21 @@ def _mapped(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Sta
     return found if found is None else _carrying(found, str(init_from.get("optimiser", "fresh")))
 
 
-def _of_run(run: "Run") -> Start:
+def _source(source: Mapping[str, Any], seed: int, own: "Study | None") -> Start | None:
+    if "from" in source:
+        return find(source["from"], seed, own)
+    if "package" in source:
+        return _of_package(source["package"])
+    run = stages.run_of(source, seed, own)
     return Start(run.directory, f"{run.study}/{run.id}", source=run)
+
+
+def _of_package(package: str) -> Start:
+    try:
+        path = packaged(package)
+    except FileNotFoundError as error:
+        raise ConfigError(f"init_from = {{package: {package}}}: {error}") from None
+    return Start(path, digest(path))
 
 
 def _carrying(found: Start, optimiser: str) -> Start:
@@ -201,6 +236,16 @@ def _opened(folder: Path) -> "Trunk":
         return open_trunk(folder)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"init_from = {folder}: {error}") from error
+
+
+def _llama(path: Path) -> nn.Module:
+    """Raises ConfigError where the file holds no Llama."""
+    from ouro_lab.interop.llama import read_llama
+
+    try:
+        return read_llama(path)
+    except ValueError as error:
+        raise ConfigError(f"init_from = {error}") from error
 
 
 def _is_trunk(path: Path) -> bool:

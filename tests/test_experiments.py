@@ -43,6 +43,7 @@ MORE = {  # what only one study has that makes it long
     "text_depth_paper": [*PAPER, "backbone.ffn_width=44"],
     "repeat": ["data.train_tokens=1024"],
     "repeat_lr": ["data.train_tokens=1024"],
+    "retrofit": ["backbone.layers=18", "backbone.kv_heads=1", "backbone.ffn_width=44"],
     "kv_text": ["evaluation.prompt=8", "evaluation.tokens=4"],
     "drafting_text": ["evaluation.prompt=8", "evaluation.tokens=4"],
 }

@@ -137,7 +137,7 @@ def training_cost(
         optimiser_bytes=optimiser_bytes(stored.total),
         kv_bytes_per_token=kv_bytes_per_token(config),
         decode_flops=decode_flops(config, length).total,
-        effective_depth=config.layers * config.loops,
+        effective_depth=config.effective_depth,
     )
 
 
@@ -158,7 +158,7 @@ def frozen_cost(config: ModelConfig, length: int, batch: int = 1, gates: int = 0
         optimiser_bytes=optimiser_bytes(stored.gate if gates else 0),
         kv_bytes_per_token=kv_bytes_per_token(config),
         decode_flops=decode_flops(config, length).total,
-        effective_depth=config.layers * config.loops,
+        effective_depth=config.effective_depth,
     )
 
 
@@ -185,7 +185,8 @@ def forward_flops(
     """Forward FLOPs per token, averaged over the positions of a sequence.
 
     Attention (scores and mix), per layer pass: `causal` 2·d_q·(S + 1), exact, as a position sees (S + 1)/2 keys in the
-    mean; `full` 4·d_q·S. document_length: with attention inside packed documents, their mean squared length over their
+    mean; `full` 4·d_q·S. A coda runs once per supervised loop, with a gate, which reads behind it, once per loop.
+    document_length: with attention inside packed documents, their mean squared length over their
     mean length, Σℓ²/Σℓ, stands for S. A head per supervised loop, tied or not: the product is there. A gate per loop,
     also in the last one, whose hazard Stage I computes and never uses.
 
@@ -209,7 +210,8 @@ def decode_flops(config: ModelConfig, context: int) -> Flops:
 
 def _flops(config: ModelConfig, keys: float, heads: int) -> Flops:
     """One token, forward, that attends to `keys` positions in every layer pass."""
-    widths, passes = Widths.of(config), config.layers * config.loops
+    widths = Widths.of(config)
+    passes = config.prelude + config.core * config.loops + config.coda * config.codas(heads)
     return Flops(
         body=2 * widths.layer_matrices * passes,
         attention=4 * widths.query * keys * passes,

@@ -24,15 +24,29 @@ def activation_bytes(
     float32, and casts of the weights.
     """
     loops = 1 if config.recompute else config.loops  # kept whole
-    per_token = loops * (config.layers * _layer_elements(config, length) + config.width + _norm_scalars(config))
-    per_token += (config.loops - loops) * config.width
-    per_token += supervised_loops * (config.width + 1) + config.width * config.gate
-    per_token += (config.states - config.loops) * (_norm_scalars(config) + config.width * config.gate)
-    if not config.norm_between_loops:
-        per_token += (config.loops - 1) * config.width * config.gate - (loops - 1) * config.width
-        per_token += (config.loops - loops) * _norm_scalars(config)
+    codas = config.codas(supervised_loops)
+    per_token = (config.prelude + loops * config.core + codas * config.coda) * _layer_elements(config, length)
+    per_token += (config.loops - loops) * config.width + supervised_loops * (config.width + 1)
+    per_token += _coda_norms(config, codas) if config.coda else _loop_norms(config, loops)
     ids = 2 * 8  # tokens and targets, int64
     return batch * length * (per_token * element_bytes + ids)
+
+
+def _loop_norms(config: ModelConfig, loops: int) -> int:
+    """Elements that the final norm and the gate keep where `loops` loops are kept whole."""
+    kept = loops * (config.width + _norm_scalars(config)) + config.width * config.gate
+    kept += (config.states - config.loops) * (_norm_scalars(config) + config.width * config.gate)
+    if not config.norm_between_loops:
+        kept += (config.loops - 1) * config.width * config.gate - (loops - 1) * config.width
+        kept += (config.loops - loops) * _norm_scalars(config)
+    return kept
+
+
+def _coda_norms(config: ModelConfig, codas: int) -> int:
+    """The same behind a coda, whose input is the next loop's or the norm's between them too."""
+    norm = config.width + _norm_scalars(config)
+    between = (config.loops - 1) * norm if config.norm_between_loops else 0
+    return between + codas * (norm + config.width * config.gate) - (codas - 1) * config.width
 
 
 def gate_activation_bytes(config: ModelConfig, length: int, batch: int, gates: int, element_bytes: int = 4) -> float:
@@ -47,10 +61,10 @@ def gate_activation_bytes(config: ModelConfig, length: int, batch: int, gates: i
 def kv_bytes_per_token(config: ModelConfig, slots: int | None = None, element_bytes: int = 2) -> int:
     """Keys and values that one token of context holds while decoding; Ouro-1.4B in bf16: 768 KiB.
 
-    slots: caches per layer, None for one per loop (exact); 1 is sharing one over loops (paper §5.4.2).
+    slots: caches per looped layer, None for one per loop (exact); 1 is sharing one over loops (paper §5.4.2).
     """
-    kept = config.loops if slots is None else slots
-    return 2 * config.layers * kept * Widths.of(config).key * element_bytes
+    kept = config.prelude + config.core * (config.loops if slots is None else slots) + config.coda
+    return 2 * kept * Widths.of(config).key * element_bytes
 
 
 def optimiser_bytes(parameters: int, moments: int = 2, element_bytes: int = 4) -> int:

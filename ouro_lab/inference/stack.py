@@ -24,7 +24,7 @@ class Stack:
     """One loop of `model` over R rows, and its embedding, head and gate.
 
     Raises:
-        ValueError: the backbone is an untied stack with read-outs, which has no loop to repeat.
+        ValueError: the backbone is an untied stack with read-outs, which has no loop to repeat, or loops a part of it.
     """
 
     @torch.inference_mode()
@@ -34,6 +34,10 @@ class Stack:
             raise ValueError(
                 f"backbone.read_out_every = {model.config.read_out_every}: for generation it must be {valid}"
             )
+        for name in ("prelude", "coda"):
+            if getattr(model.config, name):
+                valid = "0: generation repeats whole stacks alone"
+                raise ValueError(f"backbone.{name} = {getattr(model.config, name)}: for generation it must be {valid}")
         self.config = model.config
         self.embedding = model.embed_tokens.weight.detach()  # [V, d]
         self.layers = [FusedLayer(layer, model.config.head_dim) for layer in model.layers]

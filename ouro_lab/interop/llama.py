@@ -48,6 +48,16 @@ def read_llama(path: Path) -> LoopedTransformer:
     return model.eval()
 
 
+def constants(path: Path) -> dict[str, float]:
+    """`rope_base` and `norm_eps` of the model in a GGUF file, by the names of our shape."""
+    return _constants(read_metadata(path))
+
+
+def _constants(metadata: dict[str, Any]) -> dict[str, float]:
+    base, eps = metadata.get("llama.rope.freq_base", 10_000.0), metadata["llama.attention.layer_norm_rms_epsilon"]
+    return {"rope_base": base, "norm_eps": eps}
+
+
 def _config(metadata: dict[str, Any], tied: bool, path: Path) -> ModelConfig:
     if metadata.get("general.architecture") != "llama":
         raise ValueError(f"{path}: general.architecture = {metadata.get('general.architecture')!r}: must be llama")
@@ -66,9 +76,8 @@ def _config(metadata: dict[str, Any], tied: bool, path: Path) -> ModelConfig:
         kv_heads=metadata.get("llama.attention.head_count_kv", heads),
         ffn_width=metadata["llama.feed_forward_length"],
         tie_embeddings=tied,
-        rope_base=metadata.get("llama.rope.freq_base", 10_000.0),
-        norm_eps=metadata["llama.attention.layer_norm_rms_epsilon"],
         norms=2,
+        **_constants(metadata),
     )
 
 

@@ -50,7 +50,7 @@ AUTO_MAP = {
 }
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OURO_BLOCK: dict[str, Any] = {"norms": 4, "norm": "rms", "mlp": "swiglu", "bias": False, "norm_between_loops": True}
-OURO_BLOCK |= {"read_out_every": None}
+OURO_BLOCK |= {"read_out_every": None, "prelude": 0, "coda": 0}
 OWN_OPTIONS = ("init_by_depth", "attention_float32", "attention", "recompute")  # in ouro_lab.json: no config of Ouro's
 
 

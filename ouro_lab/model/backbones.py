@@ -22,10 +22,13 @@ def iso_parameter(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
 def iso_flop(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
     """`layers·loops⊗1`: the same effective depth and body FLOPs untied, loops × the body parameters (regime B).
 
-    With `read_out_every=layers` and the looped arm's objective it has as many heads too: deep supervision.
+    With `read_out_every=layers` and the looped arm's objective it has as many heads too: deep supervision. A prelude
+    and a coda are part of the depth once.
     """
     _check_loops(loops)
-    return _model(layers=layers * loops, loops=1, **(shape if shape.get("read_out_every") else _without_gate(shape)))
+    once = shape.get("prelude", 0) + shape.get("coda", 0)
+    depth = once + (layers - once) * loops
+    return _model(layers=depth, loops=1, **(shape if shape.get("read_out_every") else _without_gate(shape)))
 
 
 def ouro(layers: int, vocab_size: int = 49_152, gate: bool = True, loops: int = 4, **shape: Any) -> LoopedTransformer:

@@ -39,6 +39,8 @@ class ModelConfig:
     norm_between_loops: bool = True  # the next loop reads the normed state (as released); else head and gate alone do
     attention_float32: bool = False  # rotary embedding, scores and mix in float32 also under mixed precision
     attention: str = "auto"
+    prelude: int = 0  # of the layers, so many run once before the loops,
+    coda: int = 0  # and so many behind the loop that is read out; the layers between them are looped
     read_out_every: int | None = None  # with one loop: a state after every so many layers, for heads at equal depths
     recompute: bool = False  # keep the state between loops only, and compute a loop again in the backward pass
 
@@ -60,18 +62,33 @@ class ModelConfig:
         _require(self.norms in (2, 4), self, "norms", "2 or 4")
         for name in ("recompute", "init_by_depth", "bias", "norm_between_loops", "attention_float32"):
             _require(isinstance(getattr(self, name), bool), self, name, "true or false")
+        for name, other in (("prelude", self.coda), ("coda", self.prelude)):
+            value, most = getattr(self, name), self.layers - 1 - (other if isinstance(other, int) else 0)
+            counts = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+            _require(counts, self, name, f"an integer from 0 to {most}, so that of {self.layers} layers one is looped")
         if self.read_out_every is not None:
             _require_counts(self, "read_out_every")
-            fits = self.loops == 1 and not self.recompute and self.layers % self.read_out_every == 0
-            valid = f"a divisor of layers ({self.layers}), with loops = 1 and without recompute"
+            whole = self.loops == 1 and not self.prelude + self.coda
+            fits = whole and not self.recompute and self.layers % self.read_out_every == 0
+            valid = f"a divisor of layers ({self.layers}), with loops = 1, without prelude, coda and recompute"
             _require(fits, self, "read_out_every", valid)
         for name in ("rope_base", "norm_eps", "init_std"):
             value = getattr(self, name)
             _require(isinstance(value, int | float) and value > 0, self, name, "a number > 0")
 
     @property
+    def core(self) -> int:
+        """Layers that are looped."""
+        return self.layers - self.prelude - self.coda
+
+    @property
     def effective_depth(self) -> int:
-        return self.layers * self.loops
+        """Layer passes up to the last loop's read-out."""
+        return self.prelude + self.core * self.loops + self.coda
+
+    def codas(self, read: int) -> int:
+        """How often the coda runs where `read` loops are read out: the gate reads behind it in every loop."""
+        return self.states if self.gate else read
 
     @property
     def states(self) -> int:
@@ -80,8 +97,9 @@ class ModelConfig:
 
     @property
     def shape(self) -> str:
-        """`L⊗T`, the paper's notation."""
-        return f"{self.layers}⊗{self.loops}"
+        """`L⊗T`, the paper's notation; with a prelude and a coda `p + L⊗T + c`."""
+        looped = f"{self.core}⊗{self.loops}"
+        return f"{self.prelude} + {looped} + {self.coda}" if self.prelude + self.coda else looped
 
     def as_dict(self) -> dict[str, int | float | str | bool | None]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +31,34 @@ class LoopState(NamedTuple):
     gate_logit: Tensor | None  # [B, S]; the hazard is its sigmoid
 
 
+class LateState:
+    """A `LoopState` behind a coda, which runs when the state is read: a loss of the last loop alone pays for one."""
+
+    def __init__(self, make: Callable[[], LoopState]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> LoopState:
+        return self._make()
+
+    @property
+    def hidden(self) -> Tensor:
+        return self._made.hidden
+
+    @property
+    def gate_logit(self) -> Tensor | None:
+        return self._made.gate_logit
+
+
 class LoopedTransformer(nn.Module):
     """Ouro's forward pass, as released: embed once; per loop the stack, then the shared final norm.
 
     The *normed* state enters the next loop; with `norm_between_loops=False` the stack's own, which the paper's text
     allows too. No input re-injection, no loop embedding, positions the same in every loop. `loops=1` is the plain
     transformer. Source: paper §3.1 and the released modelling code.
+
+    Of `prelude` and `coda` layers the first ones run once, and the last ones between a loop's state and its read-out;
+    the next loop never reads through the coda.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -75,15 +98,21 @@ class LoopedTransformer(nn.Module):
         rope = rope_tables(length, self.config.head_dim, self.config.rope_base, device)
         backend = self._backend(x, documents is not None)
         mask = attention_mask(backend, length, documents, device)
+        how = (rope, mask, documents is None, backend)
         if self.config.read_out_every:
-            yield from self._read_outs(loops, x, rope, mask, documents is None, backend)
+            yield from self._read_outs(loops, x, *how)
             return
+        x = self._once(x, 0, self.config.prelude, *how)
         for loop in range(1, loops + 1):
+            if self.config.coda and self.config.norm_between_loops and loop > 1:
+                x = self._normed(x)
             # The backward pass begins with the last loop: to compute that one again would free nothing.
             again = self.config.recompute and loop < loops and self._has_backward(x)
-            run = partial(_recomputed, self) if again else self.loop
-            x = run(x, rope, mask, documents is None, backend)
-            yield self._state(x if self.config.norm_between_loops else self._normed(x))
+            x = (partial(_recomputed, self) if again else self.loop)(x, *how)
+            if self.config.coda:
+                yield cast(LoopState, LateState(partial(self._behind_coda, x, *how)))
+            else:
+                yield self._state(x if self.config.norm_between_loops else self._normed(x))
 
     def _read_outs(
         self, count: int, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str
@@ -91,10 +120,18 @@ class LoopedTransformer(nn.Module):
         """The first `count` states of the untied stack; the stream goes on without the norm, as in a plain one."""
         every = self.config.read_out_every or len(self.layers)
         for depth in range(0, count * every, every):
-            with _casts_of_its_own(x):
-                for layer in self.layers[depth : depth + every]:
-                    x = layer(x, rope, mask, causal, backend)
+            x = self._once(x, depth, depth + every, rope, mask, causal, backend)
             yield self._state(self._normed(x))
+
+    def _once(self, x: Tensor, first: int, end: int, *how: Any) -> Tensor:
+        with _casts_of_its_own(x):
+            for layer in islice(self.layers, first, end):
+                x = layer(x, *how)
+        return x
+
+    def _behind_coda(self, x: Tensor, *how: Any) -> LoopState:
+        layers = self.config.layers
+        return self._state(self._normed(self._once(x, layers - self.config.coda, layers, *how)))
 
     def _state(self, hidden: Tensor) -> LoopState:
         if self.early_exit_gate is None:
@@ -103,11 +140,11 @@ class LoopedTransformer(nn.Module):
             return LoopState(hidden, self.early_exit_gate(hidden).squeeze(-1))
 
     def loop(self, x: Tensor, rope: Rope, mask: Mask, causal: bool, backend: str) -> Tensor:
-        """The stack once, and the final norm if the next loop reads through it: [B, S, d] to [B, S, d]."""
+        """The looped layers once, and the final norm if all that follows reads through it: [B, S, d] to [B, S, d]."""
         with _casts_of_its_own(x):
-            for layer in self.layers:
+            for layer in islice(self.layers, self.config.prelude, self.config.layers - self.config.coda):
                 x = layer(x, rope, mask, causal, backend)
-            return self.norm(x) if self.config.norm_between_loops else x
+            return self.norm(x) if self.config.norm_between_loops and not self.config.coda else x
 
     def _has_backward(self, x: Tensor) -> bool:
         """Whether a backward pass will come through the layers, which are frozen where the gate alone trains."""

@@ -96,6 +96,8 @@ VARIANTS = {
     "two_norms": {"norms": 2, "norm_between_loops": False},
     "gpt2": GPT2,
     "biased_swiglu": {"bias": True, "kv_heads": 2},
+    "prelude_coda": {"layers": 5, "prelude": 1, "coda": 2},
+    "prelude_coda_gate": {"layers": 5, "prelude": 1, "coda": 2, "gate": True, "norm_between_loops": False},
 }
 
 
@@ -145,6 +147,10 @@ CHANGES += [{"layers": 6, "loops": 1, "read_out_every": 2, "gate": True}]
 CHANGES += [{"norms": 2}, GPT2, GPT2 | {"layers": 6, "loops": 1, "read_out_every": 2, "gate": True}]
 CHANGES += [{"norm_between_loops": False} | more for more in ({}, {"gate": True}, {"gate": True, "recompute": True})]
 CHANGES += [GPT2 | {"norm_between_loops": False, "recompute": True, "loops": 8}]
+PARTED = {"layers": 5, "prelude": 1, "coda": 2}
+CHANGES += [PARTED | more for more in ({}, {"gate": True}, {"gate": True, "norm_between_loops": False})]
+CHANGES += [PARTED | {"recompute": True, "gate": gate, "norm_between_loops": gate} for gate in (False, True)]
+CHANGES += [{"layers": 3, "prelude": 1, "gate": True}]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
