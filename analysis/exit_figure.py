@@ -1,4 +1,7 @@
-"""Quality against mean loops: a curve per exit rule, between the oracle's and exits that are alike for all tokens."""
+"""Quality against mean loops: a curve per exit rule, between the oracle's and exits that are alike for all tokens.
+
+Of a trained model in a notebook (`draw_pareto`), and in the report of a study whose arms are exit rules (`of_study`).
+"""
 
 import re
 from collections.abc import Iterable
@@ -9,10 +12,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.runs import StudyResult
+from analysis.samples import shown_arms, shown_runs
 from analysis.style import FORMATS, GREY, RC, Palette, legend, panel, save
 from analysis.wording import capital, metric_words
 
 ORACLE, STATIC = "oracle", "static"
+QUALITIES = ("loss", "accuracy", "bits_per_byte")
+AT = re.compile(r"final/exit/(loss)_at_(\d+)")  # `evaluation.exits.ExitCurve`'s, by interpolation at whole depths
 
 
 def draw_pareto(
@@ -21,6 +28,32 @@ def draw_pareto(
     """Writes `<name>.<format>` from rows of `policy`, `loops` and `quality`, as `pareto_table` makes them."""
     with mpl.rc_context(RC):
         return save(pareto(table, quality), folder, name, formats)
+
+
+def of_study(result: StudyResult) -> pd.DataFrame | None:
+    """Rows of `policy` (an arm, or `static`), `loops` and qualities: means over finished runs. None of other studies.
+
+    Of static depths the loss alone is known: it is an arm's own and what that arm says that it gains over them.
+    """
+    runs = shown_runs(result)
+    runs = runs[runs["state"] == "done"]
+    matches = [match for name in runs if (match := AT.fullmatch(name)) and runs[name].notna().any()]
+    depths = sorted({int(match[2]) for match in matches})
+    if len(depths) < 2:
+        return None
+    arms = {arm.replace("_", " "): runs[runs["arm"] == arm] for arm in shown_arms(result, runs)}
+    rows = [{"policy": arm, "loops": depth, **_means(mine, depth)} for arm, mine in arms.items() for depth in depths]
+    static = [{"policy": STATIC, "loops": depth, "loss": _static(runs, depth)} for depth in depths]
+    return pd.DataFrame([*rows, *static])
+
+
+def _means(runs: pd.DataFrame, depth: int) -> dict[str, float]:
+    columns = {quality: f"final/exit/{quality}_at_{depth}" for quality in QUALITIES}
+    return {quality: runs[column].mean() for quality, column in columns.items() if column in runs}
+
+
+def _static(runs: pd.DataFrame, depth: int) -> float:
+    return (runs[f"final/exit/loss_at_{depth}"] + runs[f"final/exit/gain_over_random_at_{depth}"]).mean()
 
 
 def pareto(table: pd.DataFrame, quality: str) -> Figure:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from analysis.curves import AXES, curves, wanted_curves
+from analysis.exit_figure import QUALITIES, of_study, pareto
 from analysis.runs import StudyResult
 from analysis.samples import shown_arms, shown_runs
 from analysis.style import COLUMN, FORMATS, GREY, RC, Palette, arm_labels, legend, panel, save
@@ -57,6 +58,11 @@ def draw_all(
         what = metric_words(pattern.replace("_loop{t}", ""))
         caption = f"Final test {what}, read out after each loop: every seed, and the mean as a line."
         keep(loops(result, pattern) if pattern else None, "loops", caption, "loops")
+        exits = of_study(result)
+        for quality in QUALITIES if exits is not None else ():
+            if quality in exits:
+                caption = f"Final test {metric_words(quality)} of exit rules at equal mean loops; mean over seeds."
+                keep(pareto(exits, quality), f"exits_{quality}", caption, "exits")
         caption = "Final value by learning rate: every seed, the mean as a line, the chosen rate ringed."
         keep(rates(result), "rates", caption, "rates")
     return drawn

@@ -75,6 +75,7 @@ def blocks(
     found += _contrasts(result, verdicts, drawn)
     found += _match(result)
     found += _levels(result, drawn)
+    found += _exits(drawn)
     found += scaling
     found += _success(result, verdicts)
     found += _floors(result)
@@ -172,6 +173,15 @@ def _levels(result: StudyResult, drawn: Sequence[Drawn]) -> list[Block]:
         if table:
             found += [Heading(title), *_pictures(drawn, kind), table]
     return found
+
+
+def _exits(drawn: Sequence[Drawn]) -> list[Block]:
+    """Quality against executed loops, where arms are exit rules."""
+    pictures = _pictures(drawn, "exits")
+    note = (
+        "Every rule at whole mean depths, by interpolation of its curve over thresholds; grey: depths fixed beforehand."
+    )
+    return [Heading("Exit rules"), *pictures, Text(note, "note")] if pictures else []
 
 
 def _success(result: StudyResult, verdicts: Mapping[str, Verdict]) -> list[Block]:

@@ -58,7 +58,8 @@ class Palette:
 
     def line(self, arm: str) -> Any:
         """Dashes let a curve that lies on another be seen, and tell arms apart in print without colour."""
-        return LINES[self._place[arm] % len(LINES)]
+        rounds, place = divmod(self._place[arm], len(LINES))  # an eighth arm has the first one's colour, not its dash
+        return LINES[(place + rounds) % len(LINES)]
 
     def marker(self, arm: str) -> str:
         return MARKERS[self._place[arm] % len(MARKERS)]

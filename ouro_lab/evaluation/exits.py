@@ -168,7 +168,7 @@ class ExitCurve:
             return tuple(own)
         areas = ["exit/area", "exit/area_accuracy", "exit/area_random", "exit/area_oracle"]
         gaps = ["exit/gain_over_random", "exit/gap_to_oracle"]
-        at = [f"exit/{name}_at_{depth}" for depth in range(2, loops) for name in (*qualities, "gain_over_random")]
+        at = [f"exit/{name}_at_{depth}" for depth in range(1, loops + 1) for name in (*qualities, "gain_over_random")]
         return (*own, *areas, *gaps, *at)
 
     def __call__(self, backbone: Backbone, data: Data, split: str) -> dict[str, float]:
@@ -201,7 +201,7 @@ class ExitCurve:
 
 def _at_whole_depths(found: Trajectory, curve: Curve) -> dict[str, float]:
     values, chance = {}, random_curve(found)
-    for depth in range(2, found.trained):
+    for depth in range(1, found.trained + 1):
         values |= {f"exit/{name}_at_{depth}": curve.at(name, depth) for name in curve.qualities}
         values[f"exit/gain_over_random_at_{depth}"] = chance.at("loss", depth) - curve.at("loss", depth)
     return values

@@ -1,11 +1,13 @@
 """A looped transformer as EleutherAI's lm-eval takes it, at any number of loops or read out by an exit rule.
 
 All loops are computed for every token, and each token is read out where its rule exits: so keys and values of every
-loop are there for later tokens, as in the released code, and the scores are those of an exact early exit.
+loop are there for later tokens, as in the released code, and the scores are those of an exact early exit. Text is made
+the same way, with a cache of keys and values.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +18,10 @@ from lm_eval.api.model import TemplateLM
 from torch import Tensor
 
 from ouro_lab.data.tokenizer import TextTokenizer
+from ouro_lab.inference.engine import Engine, Request
 from ouro_lab.inference.exits import ExitRule, LoopView, survive
+from ouro_lab.inference.generate import stream
+from ouro_lab.inference.stack import obstacle
 from ouro_lab.model import LoopedTransformer
 from ouro_lab.model.transformer import LoopState
 
@@ -118,14 +123,33 @@ class LoopedLM(TemplateLM):
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         ids, made = self.tok_encode(context) or [self.eot_token_id], []
-        for _ in range(options.get("max_gen_toks", self.max_gen_toks)):
-            hidden = self.read_out([(ids + made)[-self.max_length :]])[0, -1]
-            made.append(int(F.linear(hidden, self.model.head_weight).argmax()))
+        for token in self._continued(ids, options.get("max_gen_toks", self.max_gen_toks)):
+            made.append(token)
             text = self.tokens.decode(made)
-            if made[-1] == self.eot_token_id or any(stop in text for stop in stops):
+            if token == self.eot_token_id or any(stop in text for stop in stops):
                 break
         text = self.tokens.decode(made)
         return text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
+
+    def _continued(self, ids: list[int], count: int) -> Iterator[int]:
+        """Greedy tokens: with the cache as far as its places go, then each from the last `max_length` tokens anew."""
+        ids = list(ids)
+        cached = 0 if self._engine is None else max(0, min(count, self.max_length + 1 - len(ids)))
+        if cached:
+            for made in stream(self._engine, [Request(ids)], cached, self.rule):
+                ids.append(made.token)
+                yield made.token
+        for _ in range(count - cached):
+            hidden = self.read_out([ids[-self.max_length :]])[0, -1]
+            ids.append(int(F.linear(hidden, self.model.head_weight).argmax()))
+            yield ids[-1]
+
+    @cached_property
+    def _engine(self) -> Engine | None:
+        """None where the shape of the model rules a cache out. A place more than is read, for the last token made."""
+        if obstacle(self.model.config):
+            return None
+        return Engine(self.model, 1, self.max_length + 1, decode="full", loops=self.loops, full_depth=True)
 
 
 def _exited(states: Iterable[LoopState], rule: ExitRule, head: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class Engine:
     """A model made ready to generate: weights laid out for it, and a cache of `slots` sequences of `max_length` tokens.
 
     prefill, decode: which of an earlier token's loops a token of the prompt, and a new one, reads (`cache.py`). The
-    prompt goes through all loops unless `prefill_exits`. loops: other than trained, if given.
+    prompt goes through all loops unless `prefill_exits`. loops: other than trained, if given. full_depth: every token
+    takes all loops and is read out where the rule lets it go, as in one parallel pass over the text: no loop is saved.
 
     Raises:
         ValueError: one line naming the field, its value and what would be valid.
@@ -42,6 +43,7 @@ class Engine:
         decode: str = "last_available",
         loops: int | None = None,
         prefill_exits: bool = False,
+        full_depth: bool = False,
     ) -> None:
         check_policy("prefill", prefill)
         check_policy("decode", decode)
@@ -49,9 +51,11 @@ class Engine:
         for name, value in (("slots", slots), ("max_length", max_length), ("loops", loops)):
             if value < 1:
                 raise ValueError(f"{name} = {value!r}: must be an integer ≥ 1")
+        if full_depth and (prefill_exits or prefill != "full" or decode not in ("full", "last_available")):
+            raise ValueError(f"full_depth = true: prefill = {prefill}, decode = {decode}: must be full, without exits")
         self.model, self.prefill, self.decode, self.prefill_exits = model, prefill, decode, prefill_exits
         self.stack = Stack(model)
-        self.slots = Slots(self.stack, slots, loops)
+        self.slots = Slots(self.stack, slots, loops, full_depth)
         self.parallel = prefill in PARALLEL and not prefill_exits
         kept = {policy: self._cache(policy, max_length) for policy in {decode, decode if self.parallel else prefill}}
         self.cache, self.prompt_cache = kept[decode], kept.get(prefill, kept[decode])
@@ -83,6 +87,8 @@ class Engine:
             return
         if rule.needs_gate and self.model.early_exit_gate is None:
             raise ValueError(f"rule = {rule}: needs an exit gate, which this model lacks; must be a rule without one")
+        if self.slots.full_depth:
+            return
         phases = {"decode": self.decode} | ({"prefill": self.prefill} if self.prefill_exits else {})
         for name, policy in phases.items():
             if policy == "full":
@@ -94,11 +100,23 @@ class Engine:
         prompts = {slot: request.prompt for slot, request in requests.items()}
         for slot, request in requests.items():
             self.slots.seed[slot] = request.seed
-        if self.parallel:
+        if self.slots.full_depth and rule is not None:
+            self._last_by_loop(prompts, rule)
+        elif self.parallel:
             last = Prefill(self.stack, self.cache, self.prefill)(list(prompts), list(prompts.values()))
             self.slots.arrive({slot: len(prompt) - 1 for slot, prompt in prompts.items()}, last)
         else:
             self._walk(prompts, rule if self.prefill_exits else None)
+
+    def _last_by_loop(self, prompts: Mapping[int, Sequence[int]], rule: ExitRule) -> None:
+        """Prompts at once but for their last tokens, whose every loop the rule must see."""
+        before = {slot: prompt[:-1] for slot, prompt in prompts.items() if len(prompt) > 1}
+        if before:
+            Prefill(self.stack, self.cache, self.prefill)(list(before), list(before.values()))
+        lasts = {slot: prompt[-1] for slot, prompt in prompts.items()}
+        self.slots.begin(lasts, {slot: len(prompt) - 1 for slot, prompt in prompts.items()})
+        for _ in range(self.slots.loops):
+            self._pass(list(prompts), rule, [self.cache])
 
     def _walk(self, prompts: Mapping[int, Sequence[int]], rule: ExitRule | None) -> None:
         """Prompts token by token, each slot at its own pace; ends with the states of their last tokens."""

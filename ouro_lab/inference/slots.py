@@ -24,13 +24,15 @@ class Slots:
     """
 
     @torch.inference_mode()
-    def __init__(self, stack: Stack, count: int, loops: int) -> None:
-        self.stack, self.loops = stack, loops
+    def __init__(self, stack: Stack, count: int, loops: int, full_depth: bool = False) -> None:
+        self.stack, self.loops, self.full_depth = stack, loops, full_depth
         self.position = [0] * count
         self.loop = [0] * count  # how many the token has finished
         self.seed = [0] * count  # the sequence's, which makes row numbers
+        self.read = [False] * count  # whether, at full depth, the rule has let the token go
         width = stack.config.width
-        self.stream, self.hidden, self.previous = torch.zeros(3, count, width, dtype=stack.dtype, device=stack.device)
+        buffers = torch.zeros(4, count, width, dtype=stack.dtype, device=stack.device)
+        self.stream, self.hidden, self.previous, self.read_out = buffers
         wide = torch.promote_types(torch.float32, stack.dtype)
         self.log_survival = torch.zeros(count, dtype=wide, device=stack.device)
         self.gate_logits = torch.zeros(loops, count, dtype=stack.dtype, device=stack.device)
@@ -42,13 +44,13 @@ class Slots:
         self.hidden.index_fill_(0, index, 0.0)
         self.log_survival.index_fill_(0, index, 0.0)
         for slot in tokens:
-            self.position[slot], self.loop[slot] = positions[slot], 0
+            self.position[slot], self.loop[slot], self.read[slot] = positions[slot], 0, False
 
     def arrive(self, positions: Mapping[int, int], hidden: Tensor) -> None:
         """Says that the tokens at `positions`, by slot, have been through all loops, to the states [N, d]."""
         self.hidden.index_copy_(0, self._index(list(positions)), hidden)
         for slot, position in positions.items():
-            self.position[slot], self.loop[slot] = position, self.loops
+            self.position[slot], self.loop[slot], self.read[slot] = position, self.loops, False
 
     def advance(self, slots: list[int], read: KVCache, *others: KVCache) -> None:
         """One loop more for each of `slots`, which may be at different loops, in one pass.
@@ -67,16 +69,30 @@ class Slots:
             self.loop[slot] = loop
 
     def leaving(self, slots: list[int], rule: ExitRule | None) -> list[int]:
-        """Those of `slots` whose token ends here: by the rule, which is not asked at the last loop, or there."""
+        """Those of `slots` whose token ends here: by the rule, which is not asked at the last loop, or there.
+
+        At full depth all end at the last loop, and the rule decides which state is read out.
+        """
         asked = [slot for slot in slots if self.loop[slot] < self.loops]
         if rule is None or not asked:
             return [slot for slot in slots if self.loop[slot] == self.loops]
-        stays = {slot for slot, out in zip(asked, rule.exits(self._view(asked)).tolist(), strict=True) if not out}
-        return [slot for slot in slots if slot not in stays]
+        gone = {slot for slot, out in zip(asked, rule.exits(self._view(asked)).tolist(), strict=True) if out}
+        if self.full_depth:
+            self._keep([slot for slot in gone if not self.read[slot]])
+            gone = set()
+        return [slot for slot in slots if slot in gone or self.loop[slot] == self.loops]
 
     def logits(self, slots: list[int]) -> Tensor:
-        """[N, V] of the states that `slots` have reached."""
-        return self.stack.logits(self.hidden.index_select(0, self._index(slots)))
+        """[N, V] of the states that `slots` have reached, or that were kept to be read out."""
+        hidden = self.hidden.index_select(0, self._index(slots))
+        kept = torch.tensor([self.read[slot] for slot in slots], device=hidden.device).unsqueeze(-1)
+        return self.stack.logits(torch.where(kept, self.read_out.index_select(0, self._index(slots)), hidden))
+
+    def _keep(self, slots: list[int]) -> None:
+        index = self._index(slots)
+        self.read_out.index_copy_(0, index, self.hidden.index_select(0, index))
+        for slot in slots:
+            self.read[slot] = True
 
     def _view(self, slots: list[int]) -> LoopView:
         index, loop = self._index(slots), self._index([self.loop[slot] for slot in slots])

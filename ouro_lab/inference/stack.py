@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ouro_lab.model.attention import Rope, rope_tables
+from ouro_lab.model.config import ModelConfig
 from ouro_lab.model.layers import GELU, Attention, Layer, RMSNorm, SwiGLU
 from ouro_lab.model.transformer import LoopedTransformer
 
@@ -29,15 +30,9 @@ class Stack:
 
     @torch.inference_mode()
     def __init__(self, model: LoopedTransformer) -> None:
-        if model.config.read_out_every:
-            valid = "null: an untied stack has no loop to repeat"
-            raise ValueError(
-                f"backbone.read_out_every = {model.config.read_out_every}: for generation it must be {valid}"
-            )
-        for name in ("prelude", "coda"):
-            if getattr(model.config, name):
-                valid = "0: generation repeats whole stacks alone"
-                raise ValueError(f"backbone.{name} = {getattr(model.config, name)}: for generation it must be {valid}")
+        reason = obstacle(model.config)
+        if reason:
+            raise ValueError(reason)
         self.config = model.config
         self.embedding = model.embed_tokens.weight.detach()  # [V, d]
         self.layers = [FusedLayer(layer, model.config.head_dim) for layer in model.layers]
@@ -78,6 +73,17 @@ class Stack:
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, d] to [R, V]."""
         return hidden @ self.head
+
+
+def obstacle(config: ModelConfig) -> str | None:
+    """Why a model of this shape cannot generate with a cache, in one line; None where it can."""
+    if config.read_out_every:
+        valid = "null: an untied stack has no loop to repeat"
+        return f"backbone.read_out_every = {config.read_out_every}: for generation it must be {valid}"
+    for name in ("prelude", "coda"):
+        if getattr(config, name):
+            return f"backbone.{name} = {getattr(config, name)}: for generation it must be 0: whole stacks are repeated"
+    return None
 
 
 class FusedLayer:

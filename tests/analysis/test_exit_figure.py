@@ -6,7 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.exit_figure import draw_pareto, pareto
+from fake_study import Fake
+
+from analysis import figures, report
+from analysis.blocks import markdown
+from analysis.exit_figure import draw_pareto, of_study, pareto
 
 
 def table() -> pd.DataFrame:
@@ -37,3 +41,31 @@ def test_the_bytes_are_the_same_every_time(tmp_path: Path) -> None:
 def test_a_missing_quality_is_named() -> None:
     with pytest.raises(ValueError, match=r"^quality = bits: not in the table; valid: loss, accuracy$"):
         pareto(table(), "bits")
+
+
+def test_a_study_of_exit_rules_is_drawn_in_its_report(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss at depths 1 to 3, by arm and seed; what an arm gains over static depths gives those back."""
+    monkeypatch.setattr(figures, "wanted_curves", lambda result: [])
+    fake = Fake(change=lambda study: study.update(figures={}))
+    fake.final = {
+        (arm, seed): {
+            f"exit/{name}_at_{depth}": value
+            for depth in (1, 2, 3)
+            for name, value in (("loss", 3 - depth + place + seed), ("gain_over_random", 0.5 - place - seed))
+        }
+        for place, arm in enumerate(("looped", "iso_parameter", "iso_flop"))
+        for seed in fake.seeds
+    }
+    result = make(fake)
+    found = of_study(result).set_index(["policy", "loops"])["loss"]
+    assert found["looped", 2] == pytest.approx(3 - 2 + 0 + np.mean(fake.seeds))
+    assert found["iso flop", 3] == pytest.approx(3 - 3 + 2 + np.mean(fake.seeds))
+    assert [found["static", depth] for depth in (1, 2, 3)] == pytest.approx([2.5, 1.5, 0.5])
+    drawn = figures.draw_all(result, {}, tmp_path / "figures", ("svg",))
+    assert [one.path.name for one in drawn] == ["exits_loss.svg"]
+    text = markdown(report.blocks(result, {}, drawn), tmp_path)
+    assert "## Exit rules" in text and "(figures/exits_loss.svg)" in text
+
+
+def test_another_study_has_no_such_figure(result) -> None:
+    assert of_study(result) is None

@@ -105,6 +105,30 @@ def test_generation_is_greedy_and_stops(model: LoopedTransformer) -> None:
         lm.generate_until(instances("generate_until", [("abc", {"do_sample": True})]))
 
 
+@pytest.mark.parametrize("rule", [None, QExit(0.6), Entropy(4.0), RandomExit(1.5)], ids=str)
+@pytest.mark.parametrize("max_length", [64, 12])
+def test_the_cache_changes_no_text(model: LoopedTransformer, rule, max_length: int) -> None:
+    """Also where the text grows beyond what is read at once, and where a string stops it half-way."""
+    asked = [("abc", {"until": [], "max_gen_toks": 16}), ("", {"until": "z", "max_gen_toks": 9})]
+    asked += [("a text that is longer than twelve", {"until": ["b", "\n"], "max_gen_toks": 6})]
+    cached, plain = (LoopedLM(model, BYTES, rule=rule, max_length=max_length) for _ in range(2))
+    plain.__dict__["_engine"] = None
+    assert cached._engine is not None
+    got, want = (lm.generate_until(instances("generate_until", asked)) for lm in (cached, plain))
+    assert got == want
+
+
+def test_a_shape_that_no_cache_takes_generates_all_the_same() -> None:
+    parted = LoopedTransformer(ModelConfig(257, 3, 2, 16, 2, prelude=1, init_std=0.4, attention="plain"))
+    parted.initialise(1)
+    text = ids("abc")
+    for _ in range(3):
+        with torch.no_grad():
+            text.append(int(parted(torch.tensor([text]))[0, -1].argmax()))
+    got = LoopedLM(parted, BYTES).generate_until(instances("generate_until", [("abc", {"max_gen_toks": 3})]))
+    assert got == [BYTES.decode(text[3:])]
+
+
 def test_what_cannot_be_is_refused(model: LoopedTransformer) -> None:
     plain = LoopedTransformer(ModelConfig(257, 1, width=8, heads=2))
     with pytest.raises(ValueError, match="rule = QExit: needs an exit gate"):

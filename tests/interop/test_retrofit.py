@@ -1,4 +1,4 @@
-"""A dense checkpoint as a run's start: looped as a whole or in the middle, trained on, and refused where it does not fit."""
+"""A dense checkpoint as a run's start: looped whole or in the middle, trained on, and refused where it does not fit."""
 
 from dataclasses import replace
 from pathlib import Path

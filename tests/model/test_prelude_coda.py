@@ -103,5 +103,5 @@ def test_what_cannot_be_is_one_line(change: dict[str, Any], message: str) -> Non
 
 
 def test_generation_refuses_them_by_name(scramble: Callable) -> None:
-    with pytest.raises(ValueError, match=r"^backbone.prelude = 1: for generation it must be 0: generation repeats"):
+    with pytest.raises(ValueError, match=r"^backbone.prelude = 1: for generation it must be 0: whole stacks"):
         generate(build(scramble), [[1, 2]], 3)
