@@ -104,22 +104,13 @@ class Probes:
         number = facts["sequence"].unique(return_inverse=True)[1][kept]  # parity must not follow that of the sampling
         fitted = number % 2 == 0
         return [
-            {"loop": loop, "layer": layer, **self._score(torch.cat(parts)[kept].double(), labels, fitted)}
+            {
+                "loop": loop,
+                "layer": layer,
+                **probe_scores(torch.cat(parts)[kept].double(), labels, fitted, self.penalty),
+            }
             for (loop, layer), parts in features.items()
         ]
-
-    def _score(self, features: Tensor, labels: Tensor, fitted: Tensor) -> dict[str, float]:
-        classes = int(labels.max()) + 1
-        if fitted.all() or not fitted.any():
-            raise ValueError(f"evaluation.tokens = {self.tokens}: must leave tokens of at least two sequences")
-        scores = fit_ridge(features[fitted], labels[fitted], classes, self.penalty)(features[~fitted])
-        held = labels[~fitted]
-        majority = labels[fitted].bincount(minlength=classes).argmax()
-        return {
-            "accuracy": float((scores.argmax(1) == held).double().mean()),
-            "auc": area_under_roc(scores, held),
-            "chance": float((held == majority).double().mean()),
-        }
 
     def _collected(self, backbone: Backbone, data: Data, split: str) -> tuple[Features, dict[str, Tensor]]:
         """Features by (loop, layer), and per token `answer`, `right`, `target` and `sequence` [n]."""
@@ -131,10 +122,10 @@ class Probes:
         facts: dict[str, list[Tensor]] = defaultdict(list)
         sequences = 0
         with evaluating(backbone):
-            for batch, chosen in self._chosen(data, split, head.device):
+            for batch, chosen in chosen_tokens(data, split, head.device, self.tokens):
                 states = {at: hidden[chosen] for at, hidden in layer_states(backbone, batch)}
                 found = token_facts(batch, chosen, sequences, groups)
-                found["answer"] = _most_likely(states[max(at for at in states if at[0] == read)], head)
+                found["answer"] = most_likely(states[max(at for at in states if at[0] == read)], head)
                 found["right"] = (found["answer"] == found["target"]).long()
                 for at, hidden in states.items():
                     features[at].append(hidden.cpu())
@@ -143,16 +134,36 @@ class Probes:
                 sequences += len(chosen)
         return features, {name: torch.cat(parts) for name, parts in facts.items()}
 
-    def _chosen(self, data: Data, split: str, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
-        """Each batch, and which of its scored tokens to take [B, S]: every so many, counted over the split."""
-        groups = tuple(data.groups)
-        count = sum(int(scored_positions(batch, groups).sum()) for batch in batches(data, split, device))
-        every, before = max(1, -(-count // self.tokens)), 0
-        for batch in batches(data, split, device):
-            scored = scored_positions(batch, groups)
-            number = scored.flatten().cumsum(0).view(scored.shape) - 1 + before
-            yield batch, scored & (number % every == 0)
-            before += int(scored.sum())
+
+def probe_scores(features: Tensor, labels: Tensor, fitted: Tensor, penalty: float) -> dict[str, float]:
+    """`accuracy`, `auc` and `chance` on the tokens not `fitted` [n] of a probe from [n, d] to labels 0, 1, … [n].
+
+    Raises:
+        ValueError: all tokens are fitted, or none.
+    """
+    classes = int(labels.max()) + 1
+    if fitted.all() or not fitted.any():
+        raise ValueError(f"evaluation.tokens: leaves {len(labels)} of one sequence; must be of at least two sequences")
+    scores = fit_ridge(features[fitted], labels[fitted], classes, penalty)(features[~fitted])
+    held = labels[~fitted]
+    majority = labels[fitted].bincount(minlength=classes).argmax()
+    return {
+        "accuracy": float((scores.argmax(1) == held).double().mean()),
+        "auc": area_under_roc(scores, held),
+        "chance": float((held == majority).double().mean()),
+    }
+
+
+def chosen_tokens(data: Data, split: str, device: torch.device, tokens: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch, and which of its scored tokens to take [B, S]: every so many, counted over the split."""
+    groups = tuple(data.groups)
+    count = sum(int(scored_positions(batch, groups).sum()) for batch in batches(data, split, device))
+    every, before = max(1, -(-count // tokens)), 0
+    for batch in batches(data, split, device):
+        scored = scored_positions(batch, groups)
+        number = scored.flatten().cumsum(0).view(scored.shape) - 1 + before
+        yield batch, scored & (number % every == 0)
+        before += int(scored.sum())
 
 
 def layer_states(backbone: Backbone, batch: Batch) -> Iterator[tuple[tuple[int, int], Tensor]]:
@@ -184,6 +195,7 @@ def most_frequent(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     return rank[index][kept], kept
 
 
-def _most_likely(hidden: Tensor, head: Tensor) -> Tensor:
+def most_likely(hidden: Tensor, head: Tensor) -> Tensor:
+    """Token ids [n] of states [n, d]."""
     chunks = hidden.split(chunk_rows(head.shape[0]))
     return torch.cat([F.linear(chunk, head).argmax(-1) for chunk in chunks])
