@@ -107,15 +107,34 @@ def client_of(store: Store) -> "MlflowClient":
 
 
 def _create(store: Store) -> None:
-    """A SQLite store's tables, at the version of the mlflow that is installed."""
-    if store.database is None:
+    """A SQLite store's tables, at the version of the mlflow that is installed.
+
+    A new file gets its name when it is whole: a process that comes meanwhile, and asks whether it is there, would take
+    half a schema for a store, and what it then does leaves the file broken for good.
+    """
+    database = store.database
+    if database is None:
         return
-    store.database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(store.database.with_name(f"{store.database.name}.lock")):
-        if store.database.is_file():
-            _check_file(store.database)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with locked(database.with_name(f"{database.name}.lock")):
+        if database.is_file():
+            _check_file(database)
             _upgrade(store.address)
-        client_of(store).search_experiments(max_results=1)
+            return
+        for left in database.parent.glob(f".{database.name}.*"):  # by a process that was killed here
+            left.unlink(missing_ok=True)
+        beside = database.with_name(f".{database.name}.{os.getpid()}")
+        _make(f"sqlite:///{beside}", store)
+        beside.replace(database)
+
+
+def _make(address: str, store: Store) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    made = SqlAlchemyStore(address, store.artifacts.as_uri() if store.artifacts else ".")
+    made.engine.dispose()
 
 
 def _upgrade(address: str) -> None:

@@ -37,8 +37,11 @@ def read_ouro(folder: Path, options: Mapping[str, Any] | None = None) -> tuple[L
         raise ValueError(
             f"{folder / 'config.json'}: num_hidden_layers = {config.layers}: there are {len(stored)} tensors"
         )
-    with torch.device("meta"):
-        model = LoopedTransformer(config)
+    try:
+        with torch.device("meta"):
+            model = LoopedTransformer(config)
+    except (TypeError, RuntimeError):
+        raise ValueError(f"{folder / 'config.json'}: names a size that no tensor can have") from None
     _check(stored, shapes(config), content.get("dtype", content.get("torch_dtype")), folder)
     model.load_state_dict({ours(name): tensor for name, tensor in stored.items()}, assign=True)
     return model, content
@@ -155,7 +158,7 @@ def whole_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 def _check(stored: Mapping[str, Tensor], want: Mapping[str, tuple[int, ...]], dtype: Any, folder: Path) -> None:
     same_names(set(want), set(stored), str(folder))
     declared = dtype or dtype_of({name: stored[name] for name in list(want)[:1]})
-    if declared not in DTYPES:
+    if not isinstance(declared, str) or declared not in DTYPES:
         raise ValueError(f"{folder}: dtype = {declared!r}: must be one of {', '.join(DTYPES)}")
     for name, shape in want.items():
         tensor = stored[name]

@@ -140,3 +140,33 @@ def test_a_store_is_a_choice_of_two_files(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_importing_costs_no_mlflow() -> None:
     code = "import sys; import ouro_lab.tracking; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_six_processes_push_into_a_store_that_is_not_there_yet(tmp_path: Path, run: FakeRun) -> None:
+    """None of them prepared it; whoever comes second must not take half a schema for a store."""
+    store = Store(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".mlflow.db.4711").write_text("of a process that was killed while it made one")
+    done = subprocess.run(
+        [sys.executable, "-c", SIX, store.address, str(run.directory)], env=PATHS, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert push(run.directory, store)
+    assert query(store, "select count(*) from runs") == [(1,)]
+    assert [path.name for path in (tmp_path / "new").glob(".mlflow.db*")] == []
+
+
+SIX = """
+import multiprocessing, sys
+from pathlib import Path
+import mlflow.store.tracking.sqlalchemy_store
+from ouro_lab.tracking import Store, push
+def send(barrier):
+    barrier.wait()
+    push(Path(sys.argv[2]), Store(sys.argv[1]))
+context = multiprocessing.get_context("fork")
+barrier = context.Barrier(6)
+workers = [context.Process(target=send, args=(barrier,)) for _ in range(6)]
+[worker.start() for worker in workers]
+[worker.join() for worker in workers]
+"""
