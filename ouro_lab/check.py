@@ -60,12 +60,16 @@ def check_starts(study: Study, parts: dict[str, Parts]) -> None:
     Raises:
         ConfigError: names arm and key.
     """
-    todo = {(run.arm, run.start.identity): run for run in study.expand() if run.start and run.state == "to do"}
-    for run in todo.values():
+    once = {
+        (run.arm, run.start.identity): run.start
+        for run in study.expand()
+        if run.start is not None and run.state == "to do"
+    }
+    for (arm, _), start in once.items():
         try:
-            run.start.check_fit(_weights(run.start, parts), parts[run.arm].backbone)
+            start.check_fit(_weights(start, parts), parts[arm].backbone)
         except ValueError as error:
-            raise ConfigError(f"{study.name}: arm {run.arm}: {error}") from error
+            raise ConfigError(f"{study.name}: arm {arm}: {error}") from error
 
 
 def _weights(start: Start, parts: dict[str, Parts]) -> dict[str, Any]:

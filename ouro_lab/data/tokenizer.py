@@ -4,7 +4,6 @@ Text never yields `eos`, also where it spells a special token: the end of a docu
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol

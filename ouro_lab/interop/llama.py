@@ -53,7 +53,7 @@ def constants(path: Path) -> dict[str, float]:
     return _constants(read_metadata(path))
 
 
-def _constants(metadata: dict[str, Any]) -> dict[str, float]:
+def _constants(metadata: dict[str, Any]) -> dict[str, Any]:
     base, eps = metadata.get("llama.rope.freq_base", 10_000.0), metadata["llama.attention.layer_norm_rms_epsilon"]
     return {"rope_base": base, "norm_eps": eps}
 
