@@ -7,11 +7,12 @@ letters and digits in lower case, so spacing and punctuation hide nothing and ev
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from ouro_lab.data.corpus import Corpus
 from ouro_lab.data.random import Bits, Ints, content_hash
@@ -19,6 +20,7 @@ from ouro_lab.data.tasks.protocol import check_range
 
 _WORD = re.compile(r"\w+")
 _EXAMPLES = 20
+_BATCH = 1 << 18
 
 
 class Decontamination:
@@ -48,28 +50,37 @@ class Overlap:
         self.hashes: dict[str, Bits] = {}
         self.facts: dict[str, dict[str, int]] = {}
         for name, texts in sets.items():
-            grams = [content_hash(self._windows(text, learn=True)) for text in texts]
+            grams = [content_hash(self._windows(self._numbered(text, learn=True))) for text in texts]
             self.hashes[name] = np.unique(np.concatenate([np.empty(0, np.uint64), *grams]))
             short = sum(not len(found) for found in grams)
             self.facts[name] = {"texts": len(texts), "shorter_than_n": short, "ngrams": len(self.hashes[name])}
 
-    def matches(self, text: str) -> dict[str, Ints]:
-        """Set → the places, in words, of the n-grams that it shares with the text; sets without any are left out."""
-        windows = self._windows(text)
-        known = windows.min(axis=1, initial=1).nonzero()[0]  # most have a word that no set has
+    def matches(self, texts: Sequence[str]) -> list[dict[str, Ints]]:
+        """Of each text, set → the places, in words, of the n-grams that it shares; sets without any are left out."""
+        numbers = [self._numbered(text) for text in texts]
+        starts = np.cumsum([0, *(len(part) + 1 for part in numbers)])  # a 0 ends each: no n-gram spans two texts
+        joined = np.concatenate([piece for part in numbers for piece in (part, np.zeros(1, np.int64))] or [starts])
+        windows = self._windows(joined)
+        unknown = np.cumsum(np.concatenate([[0], joined == 0]))
+        known = np.flatnonzero(unknown[self.n :] == unknown[: -self.n])  # most have a word that no set has
         hashes = content_hash(windows[known])
-        found = {name: known[np.isin(hashes, grams)] for name, grams in self.hashes.items()}
-        return {name: places for name, places in found.items() if len(places)}
+        found: list[dict[str, Ints]] = [{} for _ in texts]
+        for name, grams in self.hashes.items():
+            places = known[_among(hashes, grams)]
+            owners = np.searchsorted(starts, places, side="right") - 1
+            for owner in np.unique(owners):
+                found[owner][name] = places[owners == owner] - starts[owner]
+        return found
 
     def clean(self, texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         """The texts that share nothing, and what was found in the others."""
         kept, removed = [], []
-        for text in texts:
-            found = self.matches(text)
-            if found:
-                removed.append((text, found))
-            else:
-                kept.append(text)
+        for batch in _batches(texts):
+            for text, found in zip(batch, self.matches(batch), strict=True):
+                if found:
+                    removed.append((text, found))
+                else:
+                    kept.append(text)
         return kept, {"documents": len(texts), "removed": len(removed), **self._found(removed)}
 
     def report(self, found: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -95,16 +106,40 @@ class Overlap:
                 examples.append({"set": name, "document": text[:60], "ngram": " ".join(words)})
         return {"sets": sets, "examples": examples[:_EXAMPLES]}
 
-    def _windows(self, text: str, learn: bool = False) -> Ints:
-        """Word numbers of every n-gram [N, n]; a text with fewer words has none."""
+    def _numbered(self, text: str, learn: bool = False) -> Ints:
+        """Its words as numbers [words]."""
         words = words_of(text)
         if learn:
             for word in words:
                 self.numbers.setdefault(word, len(self.numbers) + 1)
-        numbers = np.fromiter((self.numbers.get(word, 0) for word in words), np.int64, len(words))
+        return np.fromiter((self.numbers.get(word, 0) for word in words), np.int64, len(words))
+
+    def _windows(self, numbers: Ints) -> Ints:
+        """Every n-gram [N, n]; of fewer words there is none."""
         if len(numbers) < self.n:
             return np.empty((0, self.n), np.int64)
         return sliding_window_view(numbers, self.n)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts until they hold about `_BATCH` characters: a call of numpy costs more than a short text's work."""
+    batch: list[str] = []
+    held = 0
+    for text in texts:
+        batch.append(text)
+        held += len(text)
+        if held >= _BATCH:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _among(hashes: Bits, grams: Bits) -> NDArray[np.bool_]:
+    """By search in the sorted `grams`: `np.isin` would sort all of a set for every document."""
+    if not len(grams):
+        return np.zeros(len(hashes), bool)
+    return grams[np.searchsorted(grams, hashes) % len(grams)] == hashes
 
 
 def words_of(text: str) -> list[str]:

@@ -15,12 +15,12 @@ class Journal:
     def entries(self) -> list[Entry]:
         """All whole entries, up to the first that is not."""
         found: list[Entry] = []
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
             try:
                 entry = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n") or not isinstance(entry, dict) or entry.get("index") != len(found):
+            if not isinstance(entry, dict) or entry.get("index") != len(found):
                 break
             found.append(entry)
         return found

@@ -91,7 +91,7 @@ def _first(corpus: Corpus, size: Fraction, holdout: int, overlap: Overlap | None
     for split, text in split_documents(corpus, holdout):
         if held >= size:
             break
-        if split == TRAIN and not (overlap and overlap.matches(text)):
+        if split == TRAIN and not (overlap and any(overlap.matches([text]))):
             texts.append(text)
             held += _bytes(text)
     return texts

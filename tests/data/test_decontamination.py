@@ -94,9 +94,14 @@ def test_matches_are_those_of_a_slow_search(evaluation: list[list[str]], texts: 
     grams = {tuple(words[i : i + n]) for words in evaluation for i in range(len(words) - n + 1)}
     for words in texts:
         slow = [i for i in range(len(words) - n + 1) if tuple(words[i : i + n]) in grams]
-        found = overlap.matches(" ".join(words))
+        (found,) = overlap.matches([" ".join(words)])
         assert found.get("set", np.array([])).tolist() == slow
-    kept, found = overlap.clean([" ".join(words) for words in texts])
+    joined = [" ".join(words) for words in texts]
+    together, alone = overlap.matches(joined), [overlap.matches([text])[0] for text in joined]
+    assert [{k: v.tolist() for k, v in one.items()} for one in together] == [
+        {k: v.tolist() for k, v in one.items()} for one in alone
+    ]
+    kept, found = overlap.clean(joined)
     assert found["removed"] == len(texts) - len(kept)
 
 
