@@ -143,7 +143,7 @@ def test_an_arm_of_another_study_is_its_run_of_the_same_seed_once_that_is_done()
         ({"study": "p_hop_quick", "arm": "lopped"}, "arm = lopped: not an arm of p_hop_quick; did you mean looped"),
         ({"study": "p_hop_quik", "arm": "looped"}, "study p_hop_quik: no such file.*did you mean p_hop_quick"),
         ({"arm": "looped"}, "must be a path, a run, or {study: …, arm: …}"),
-        ({"study": "p_hop_quick"}, "must be a path, a run, or {study: …, arm: …}, {arm: …} or {from: …}"),
+        ({"study": "p_hop_quick"}, "must be a path, a run, or {study: …, arm: …}, {arm: …}, {from: …} or {package: …}"),
         ({"from": "nowhere"}, "init_from = nowhere: neither a checkpoint"),
         ("nowhere/at-all", "init_from = nowhere/at-all: neither a checkpoint"),
     ],

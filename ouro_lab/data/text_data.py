@@ -131,7 +131,7 @@ class TextData(OrderedData):
     def evaluation_tokens(self, split: str) -> int:
         """Of a set whose size is stated, without reading the corpus, which may hold fewer."""
         stated = self.sizes[split]
-        if self.folder is None and stated is not None:
+        if not self.sources and stated is not None:
             return stated // self.length * self.length
         return super().evaluation_tokens(split)
 
