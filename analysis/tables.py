@@ -12,7 +12,7 @@ from analysis.blocks import Table
 from analysis.figures import levels_of, sweep_values
 from analysis.parabola import fit_rates
 from analysis.runs import StudyResult
-from analysis.samples import arm_sample, shown_runs, targets
+from analysis.samples import ArmSample, arm_sample, shown_runs, targets
 from analysis.thresholds import success_rates
 from analysis.verdict import Verdict
 from analysis.wording import compact, duration, p_value, span, value
@@ -178,11 +178,17 @@ def runs(result: StudyResult) -> Table:
 
 def _values(result: StudyResult, arm: str, metric: str) -> list[str]:
     sample = arm_sample(result, arm, metric)
+    if sample.expected and set(sample.missing.values()) == {f"no final/{metric}"} and not _ended(sample):
+        return ["–", "–", "not measured"]
     each = {seed: value(x) for seed, x in sample.values.items()} | dict.fromkeys(sample.diverged, "diverged")
     each |= sample.missing
     found = ", ".join(each[seed] for seed in result.study["seeds"])
-    ended = sample.expected - len(sample.missing)
-    return [f"{ended}/{sample.expected}", _mean_sd(sample.values.values()), found or "–"]
+    return [f"{_ended(sample)}/{sample.expected}", _mean_sd(sample.values.values()), found or "–"]
+
+
+def _ended(sample: ArmSample) -> int:
+    """Seeds with a value or a divergence."""
+    return sample.expected - len(sample.missing)
 
 
 def _mean_sd(values: Any) -> str:

@@ -6,6 +6,7 @@ Arms of one study that start from each other are its stages: a stage may run onc
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -29,7 +30,9 @@ WAYS = (
 OPTIMISER = ("carried", "fresh")
 SOURCES = ({"study", "arm"}, {"arm"}, {"from"}, {"package"})
 Moments = dict[str, dict[str, Tensor]]  # by parameter name
+Stamps = tuple[tuple[str, int, int], ...]  # of files: name, time of the last change in ns, size
 GATE, LAYERS, GGUF = "early_exit_gate.", "layers.", ".gguf"
+CKPT = "CKPT"  # as init_from: the checkpoint that the environment names
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Start:
         if self.path.suffix == GGUF:
             return self.relaid(dict(_llama(self.path).state_dict()))
         trunk = _is_trunk(self.path)
-        return self.relaid(dict(_opened(self.path).model.state_dict()) if trunk else backbone_weights(self._newest()))
+        return self.relaid(dict(opened(self.path).model.state_dict()) if trunk else backbone_weights(self._newest()))
 
     def moments(self) -> Moments:
         """The optimiser's state by the backbone's own names; none where it begins afresh.
@@ -162,6 +165,8 @@ def find(init_from: str | Mapping[str, Any] | None, seed: int, own: "Study | Non
     """
     if init_from is None:
         return None
+    if init_from == CKPT:
+        init_from = str(given(own.name if own is not None else "<study>"))
     if isinstance(init_from, Mapping):
         return _mapped(init_from, seed, own)
     path = ROOT / Path(init_from).expanduser()
@@ -174,10 +179,21 @@ def find(init_from: str | Mapping[str, Any] | None, seed: int, own: "Study | Non
     raise ConfigError(f"init_from = {init_from}: neither a checkpoint, a trunk folder nor a run under {runs}")
 
 
+def given(study: str = "<study>") -> Path:
+    """The checkpoint of CKPT=.
+
+    Raises:
+        ConfigError: it is not set.
+    """
+    if not os.environ.get(CKPT):
+        how = f"make experiment NAME={study} CKPT=<folder in Ouro's Hugging Face layout>"
+        raise ConfigError(f"{CKPT} is missing: needs weights; {how}")
+    return ROOT / Path(os.environ[CKPT]).expanduser()
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a trunk's weights or of any other file; of a file that has not changed it is made once."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    return _digest(path, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    return _digest(path, _stamps(path))
 
 
 def _mapped(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> Start | None:
@@ -220,16 +236,30 @@ def _carrying(found: Start, optimiser: str) -> Start:
     return replace(found, identity=f"{found.identity} optimiser {optimiser}", carries=True)
 
 
+def _stamps(path: Path) -> Stamps:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 @lru_cache(maxsize=64)
-def _digest(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+def _digest(path: Path, stamps: Stamps) -> str:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return _opened(path).digest
+    return opened(path).digest
 
 
-def _opened(folder: Path) -> "Trunk":
-    """Raises ConfigError where the folder does not hold what it says."""
+def opened(folder: Path) -> "Trunk":
+    """Of a folder that has not changed it is made once: a released one takes seconds to hash.
+
+    Raises:
+        ConfigError: the folder does not hold what it says.
+    """
+    return _opened(folder, _stamps(folder) if folder.is_dir() else ())
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: Path, stamps: Stamps) -> "Trunk":
     from ouro_lab.interop import open_trunk
 
     try:

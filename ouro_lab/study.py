@@ -18,7 +18,7 @@ from ouro_lab import records
 from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain, plain_unresolved
 from ouro_lab.definition import Arm, parse
 from ouro_lab.rates import Rate, Sweep
-from ouro_lab.starts import Start, digest, find
+from ouro_lab.starts import CKPT, Start, digest, find
 
 RESULTS = ROOT / "experiments" / "results"
 ATTEMPTS = 3  # a failed run is retried at most twice
@@ -198,7 +198,13 @@ class Study:
         return cfg
 
     def _starts(self, arm: str) -> list[str]:
-        """What the arm's seeds start from; their rates do not matter to it."""
+        """What the arm's seeds start from; their rates do not matter to it.
+
+        A checkpoint that the environment names is no part of the study, which can be told without it; its weights are
+        in each run's hash.
+        """
+        if self.arm_configs[arm].init_from == CKPT:
+            return [CKPT]
         runs = [self.run(arm, 1.0, seed) for seed in self.definition.seeds]
         return [run.start.identity for run in runs if run.start is not None]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ouro_lab import cut, estimate, records, stages, tracking
+from ouro_lab import checkpoint, cut, estimate, records, stages, tracking
 from ouro_lab.assembly import Parts, looped_of
 from ouro_lab.check import check, check_starts, command, match_table, register, save
 from ouro_lab.compute.solver import Arm, solve_all
@@ -188,7 +188,9 @@ def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Part
         study, lines = _within(study, parts, minutes)
         parts = {arm: parts[arm] for arm in study.definition.arms}
     print(f"{study.name}: {study.definition.question}\n\n{match_table(study, parts)}\n")
-    print("".join(f"{line}\n" for line in [*lines, *_warnings(study, parts)]), flush=True)
+    print(
+        "".join(f"{line}\n" for line in [*checkpoint.lines(study, parts), *lines, *_warnings(study, parts)]), flush=True
+    )
     return study, parts
 
 

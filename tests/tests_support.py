@@ -1,8 +1,14 @@
 """Overrides that shrink p-hop to a second, and an evaluation as a user would write one."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ouro_lab.data.tokenizer import ByteTokenizer
+from ouro_lab.interop import Trunk, export_trunk
+from ouro_lab.model import LoopedTransformer, ModelConfig
+from ouro_lab.starts import CKPT
 from ouro_lab.study import Study
 
 TINY = [
@@ -45,5 +51,26 @@ class Agreement:
 
 
 def starts_elsewhere(study: Study) -> bool:
-    """Whether runs begin with those of another study, which need not be done here."""
-    return any(isinstance(config.init_from, Mapping) for config in study.arm_configs.values())
+    """Whether runs begin with those of another study, or with a checkpoint, which need not be here."""
+    starts = [config.init_from for config in study.arm_configs.values()]
+    return any(isinstance(start, Mapping) or start == CKPT for start in starts)
+
+
+def tiny_checkpoint(folder: Path, layers: int = 2) -> Path:
+    """A random 4-loop model over bytes, with a gate, in Ouro's layout."""
+    shape = {"loops": 4, "width": 8, "heads": 2, "gate": True, "init_std": 0.3, "attention": "plain"}
+    model = LoopedTransformer(ModelConfig(257, layers, **shape))
+    model.initialise(0)
+    export_trunk(Trunk(model, ByteTokenizer(), None, ""), folder)
+    return folder
+
+
+def write_questions(path: Path, groups: Sequence[str], each: int = 4) -> Path:
+    """So many sums of each group, one after another, each with a right and a wrong option."""
+    rows = []
+    for group in groups:
+        for i in range(each):
+            options = [f" {i + 1 + i % 2}", f" {i + 2 - i % 2}"]
+            rows.append({"prompt": f"{group[-3:]} {i} + 1 =", "options": options, "answer": i % 2, "group": group})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -10,6 +10,7 @@ from ouro_lab.data.hub import HuggingFace
 from ouro_lab.data.metrics import EvaluationMetrics
 from ouro_lab.data.mixture import Mixture
 from ouro_lab.data.package_text import PackageText
+from ouro_lab.data.questions import Questions
 from ouro_lab.data.text_data import TextData
 from ouro_lab.data.tokenizer import BPETokenizer, ByteTokenizer, SmolLM2Tokenizer
 
@@ -25,6 +26,7 @@ __all__ = [
     "HuggingFace",
     "Mixture",
     "PackageText",
+    "Questions",
     "SmolLM2Tokenizer",
     "Sotu",
     "SotuQuestions",
