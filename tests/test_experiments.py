@@ -79,16 +79,14 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 
 
 def whole_groups() -> list[str]:
-    """Every group that a study of a checkpoint asks for."""
-    studies = [whole(name) for name in study_names() if whole(name).config.init_from == CKPT]
-    return sorted(
-        {
-            group
-            for study in studies
-            for config in study.arm_configs.values()
-            for group in config.data.get("groups", ["any"])
-        }
-    )
+    """Every group that a study of a checkpoint, or an arm of it, asks for."""
+    found = {"any"}
+    for study in (whole(name) for name in study_names() if family_of(name) == "released"):
+        found |= set(study.config.data.get("groups", []))
+        for arm in study.definition.arms.values():
+            asked = [item.removeprefix("data.groups=") for item in arm.overrides if item.startswith("data.groups=")]
+            found |= {group for text in asked for group in text.strip("[]").split(",")}
+    return sorted(found)
 
 
 @cache  # a composition is half a second, and most tests ask for the same few

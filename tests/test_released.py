@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests_support import starts_elsewhere, tiny_checkpoint, write_questions
+from tests_support import tiny_checkpoint, write_questions
 
 from analysis import evidence, runs
 from ouro_lab import __main__ as entry
@@ -36,7 +36,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_claims_that_need_weights_have_a_study_each() -> None:
     named = {claim for name in RELEASED for claim in Study(name).definition.claim}
     assert named == {*(f"C{n:02d}" for n in range(8, 15)), "C25", *(f"C{n}" for n in range(33, 37))}
-    assert all(starts_elsewhere(Study(name)) for name in RELEASED)
+    assert all(Study(name).config.init_from == "CKPT" for name in RELEASED)
 
 
 @pytest.mark.parametrize("name", ["released_depth", "released_safety"])
