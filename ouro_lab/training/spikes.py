@@ -44,21 +44,23 @@ class SpikeRule:
             if not math.isfinite(value):
                 found.append(Finding(what, value, None))
                 continue
-            limit = self._limit(what)
+            limit = self._limit(what, value)
             if value > limit and what not in self.over:
                 found.append(Finding(what, value, limit))
             (self.over.add if value > limit else self.over.discard)(what)
             self.seen[what].append(value)
         return found
 
-    def _limit(self, what: str) -> float:
+    def _limit(self, what: str, value: float) -> float:
+        """The spread is looked at only where it decides: half of what a step costs here."""
         seen = self.seen[what]
         if len(seen) < LEAST:
             return math.inf
         middle = median(seen)
         if what == NORM:
             return TIMES * middle
-        return middle + SPREADS * max(TO_SD * median(abs(value - middle) for value in seen), FLOOR)
+        least = middle + SPREADS * FLOOR
+        return least if value <= least else max(least, middle + SPREADS * TO_SD * median(abs(x - middle) for x in seen))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run must judge as an unbroken one does."""
