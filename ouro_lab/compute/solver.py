@@ -41,10 +41,10 @@ class Looped:
         return ModelConfig(**self.shape)
 
     def arm(self, **changes: Any) -> ModelConfig:
-        """Another shape with one loop; without read-outs its gate would have nothing to decide, so it has none."""
+        """Another shape with one loop, so without prelude and coda; without read-outs its gate decides nothing."""
         gate = bool(changes.get("read_out_every")) and self.config.gate
-        shape: dict[str, Any] = {**self.shape, "loops": 1, "recompute": False, "gate": gate, **changes}
-        return ModelConfig(**shape)
+        once: dict[str, Any] = {"loops": 1, "prelude": 0, "coda": 0, "recompute": False, "gate": gate}
+        return ModelConfig(**{**self.shape, **once, **changes})
 
     def quantities(self, config: ModelConfig | None = None, steps: int | None = None) -> dict[str, Any]:
         """What `compute.match` compares, of the looped arm itself or of another."""
@@ -207,6 +207,8 @@ def _deep_supervised(looped: Looped, limit: float) -> Arm:
     config = looped.config
     if looped.supervised < 2:
         raise NoMatchError("deep_supervised: the objective has one head in either arm; iso_depth is the control")
+    if config.prelude + config.coda:
+        raise NoMatchError("deep_supervised: an untied stack has read-outs of its own layers alone, not behind a coda")
     overrides = ["backbone=iso_flop", f"backbone.read_out_every={config.layers}"]
     deep = looped.arm(layers=config.effective_depth, read_out_every=config.layers)
     return _arm(looped, "deep_supervised", overrides, deep, ("effective_depth", "training_flops", "tokens"))

@@ -84,9 +84,12 @@ class Slots:
 
     def logits(self, slots: list[int]) -> Tensor:
         """[N, V] of the states that `slots` have reached, or that were kept to be read out."""
-        hidden = self.hidden.index_select(0, self._index(slots))
-        kept = torch.tensor([self.read[slot] for slot in slots], device=hidden.device).unsqueeze(-1)
-        return self.stack.logits(torch.where(kept, self.read_out.index_select(0, self._index(slots)), hidden))
+        index = self._index(slots)
+        hidden = self.hidden.index_select(0, index)
+        if self.full_depth:
+            kept = torch.tensor([self.read[slot] for slot in slots], device=hidden.device).unsqueeze(-1)
+            hidden = torch.where(kept, self.read_out.index_select(0, index), hidden)
+        return self.stack.logits(hidden)
 
     def _keep(self, slots: list[int]) -> None:
         index = self._index(slots)

@@ -16,7 +16,7 @@ def looped(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
 def iso_parameter(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
     """`layers⊗1`: as many stored parameters as `layers⊗loops`, 1/loops of its body FLOPs (regime A)."""
     _check_loops(loops)
-    return _model(layers=layers, loops=1, **_without_gate(shape))
+    return _model(layers=layers, loops=1, **_without_gate(_whole(shape)))
 
 
 def iso_flop(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
@@ -27,7 +27,7 @@ def iso_flop(layers: int, loops: int, **shape: Any) -> LoopedTransformer:
     """
     _check_loops(loops)
     once = shape.get("prelude", 0) + shape.get("coda", 0)
-    depth = once + (layers - once) * loops
+    depth, shape = once + (layers - once) * loops, _whole(shape)
     return _model(layers=depth, loops=1, **(shape if shape.get("read_out_every") else _without_gate(shape)))
 
 
@@ -40,6 +40,11 @@ def ouro(layers: int, vocab_size: int = 49_152, gate: bool = True, loops: int = 
 def _without_gate(shape: dict[str, Any]) -> dict[str, Any]:
     """One loop has nothing to decide: its gate would get no gradient, which data-parallel training refuses."""
     return shape | {"gate": False}
+
+
+def _whole(shape: dict[str, Any]) -> dict[str, Any]:
+    """With one loop nothing stands before or behind it."""
+    return {name: value for name, value in shape.items() if name not in ("prelude", "coda")}
 
 
 def _model(**shape: Any) -> LoopedTransformer:

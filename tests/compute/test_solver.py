@@ -11,6 +11,7 @@ from ouro_lab.model import ModelConfig, iso_flop, iso_parameter
 P_HOP = Looped({"vocab_size": 13, "layers": 2, "loops": 3, "width": 64, "heads": 4}, 49, 64 * 49, steps=2000)
 STAGE_ONE = replace(P_HOP, shape=P_HOP.shape | {"gate": True}, supervised=3)
 TEXT = replace(STAGE_ONE, shape=STAGE_ONE.shape | {"vocab_size": 4096}, unique_tokens=1_000_000)
+PARTED = replace(P_HOP, shape=P_HOP.shape | {"layers": 6, "prelude": 2, "coda": 2})
 BACKBONES = {"backbone=iso_parameter": iso_parameter, "backbone=iso_flop": iso_flop}
 
 
@@ -23,7 +24,7 @@ def rebuilt(looped: Looped, arm: Arm) -> dict:
     return looped.quantities(BACKBONES[first](**shape).config, steps)
 
 
-@pytest.mark.parametrize("looped", [P_HOP, STAGE_ONE, TEXT], ids=["last_loop", "stage_one", "text"])
+@pytest.mark.parametrize("looped", [P_HOP, STAGE_ONE, TEXT, PARTED], ids=["last_loop", "stage_one", "text", "parted"])
 @pytest.mark.parametrize("limit", [0.02, 0.05])
 def test_solved_arms_are_within_the_limit_as_built(looped, limit):
     solved = [found for found in solve_all(looped, limit) if isinstance(found, Arm)]
@@ -40,6 +41,12 @@ def test_the_controls_of_p_hop_are_found_again():
     assert solve(P_HOP, "iso_parameter").overrides == ("backbone=iso_parameter",)
     assert solve(P_HOP, "deeper").overrides == ("backbone=iso_parameter", "backbone.layers=6")
     assert solve(P_HOP, "iso_kv").overrides == solve(P_HOP, "iso_depth").overrides == ("backbone=iso_flop",)
+
+
+def test_a_coda_has_no_untied_twin_with_read_outs():
+    shape = PARTED.shape | {"gate": True}
+    with pytest.raises(NoMatchError, match="deep_supervised: .* not behind a coda"):
+        solve(replace(PARTED, shape=shape, supervised=3), "deep_supervised")
 
 
 def test_heads_are_charged():

@@ -105,6 +105,48 @@ def test_the_loss_is_on_answers_or_on_all_of_the_row() -> None:
         assert (one[one != -100] == other[one != -100]).all()
 
 
+def parts(arrays: dict, row: int, bos: int) -> list[tuple[list[int], list[int]]]:
+    """A window's problems, tokens and targets, cut where a <bos> opens one."""
+    starts = np.flatnonzero(arrays["tokens"][row] == bos)
+    assert starts[0] == 0
+    cuts = [np.split(arrays[key][row], starts[1:]) for key in ("tokens", "targets")]
+    return [(one.tolist(), other.tolist()) for one, other in zip(*cuts, strict=True)]
+
+
+@pytest.mark.parametrize("options", [DEPO1, DEPO2, DEPO1 | {"loss": "all"}])
+def test_a_window_holds_problems_one_after_another_and_the_last_is_cut(options: dict) -> None:
+    task = Depo(**options, window=200)
+    arrays, most = task.sample(0, np.arange(30)), 200 // task._length(3, task.lengths[0]) + 1
+    assert arrays["tokens"].shape == (30, task.sequence_length) == (30, 200)
+    alone = Depo(**options).sample(0, np.arange(30 * most))
+    for row in range(30):
+        problems = parts(arrays, row, task.bos)
+        assert len(problems) > 1
+        sizes = np.array([len(tokens) for tokens, _ in problems])
+        assert (arrays["documents"][row] == np.repeat(np.arange(len(sizes)), sizes)).all()
+        for place, (tokens, targets) in enumerate(problems[:-1]):
+            edges, queries = read(task, tokens)
+            assert all(answer == walk(edges, start, k) for k, start, answer in queries)
+            assert tokens == whole(alone, row * most + place)
+            end = len(tokens) - 1
+            assert targets == [*alone["targets"][row * most + place][:end].tolist(), -100]  # nothing predicts a <bos>
+        cut = problems[-1][0]
+        assert cut == alone["tokens"][row * most + len(problems) - 1][: len(cut)].tolist()
+    free = Depo(**options, window=200, mask_problems=False).sample(0, np.arange(30))
+    assert free.keys() == {"tokens", "targets"}
+    assert (free["tokens"] == arrays["tokens"]).all()
+
+
+def test_a_window_does_not_depend_on_the_others_and_evaluation_is_of_single_problems() -> None:
+    task = Depo(**DEPO1, window=100)
+    many, one = task.sample(3, np.arange(40)), task.sample(3, np.array([17]))
+    assert all((many[key][17] == one[key][0]).all() for key in one)
+    packed, single = task.evaluation("test", 5), Depo(**DEPO1).evaluation("test", 5)
+    assert all((packed[key] == single[key]).all() for key in single)
+    with pytest.raises(ValueError, match=r"window = 40: must be an integer ≥ 73"):
+        Depo(**DEPO1, window=40)
+
+
 def test_laws_are_those_of_the_literature() -> None:
     """Sizes: tasks.md §0.4 and §1; k uniform; starts and edges in random order; 13.3 % of 375 names have one token."""
     law = Depo(nodes=24, letters=24).law

@@ -26,7 +26,7 @@ SHRINK = [
     "trainer.log_every=1",
     "trainer.precision=32-true",
 ]
-DEPO, IGSM = ["data.task.nodes=8"], ["data.task.operations=4", "data.task.most=8"]
+DEPO, IGSM = ["data.task.nodes=8", "data.task.window=96"], ["data.task.operations=4", "data.task.most=8"]
 CHOICES = {
     "addition": ([], {"accuracy/operands_2", "accuracy/operands_4", "accuracy/digits_2"}),
     "addition_paper": (["data.task.evaluated=[4]", "data.task.operands=[2,4]"], {"accuracy/operands_4"}),

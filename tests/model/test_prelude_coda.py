@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ouro_lab.inference.generate import generate
-from ouro_lab.model import LoopedTransformer, ModelConfig, iso_flop, looped
+from ouro_lab.model import LoopedTransformer, ModelConfig, iso_flop, iso_parameter, looped
 from ouro_lab.model.attention import attention_bias, rope_tables
 from ouro_lab.objectives import LastLoop, StageOne
 
@@ -54,7 +54,8 @@ def test_without_the_norm_between_it_is_the_unrolled_stack_at_every_depth(scramb
         (want,) = deep.loop_states(tokens, documents)
         torch.testing.assert_close(state.hidden, want.hidden, rtol=0, atol=1e-6)
     assert (model.config.effective_depth, deep.config.layers) == (9, 9)
-    assert iso_flop(**SHAPE, **PARTS, loops=3).config.layers == 9
+    assert iso_flop(**SHAPE, **PARTS, loops=3).config == deep.config
+    assert iso_parameter(**SHAPE, **PARTS, loops=3).config == looped(5, 1, **SHAPE).config
     assert model.config.shape == "1 + 2⊗3 + 2"
 
 

@@ -77,9 +77,12 @@ def test_the_line_says_what_was_measured(machine) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("layers", "made", "mixed", "tolerance"), [(3, 2, True, 2e-2), (2, 1, False, 1e-5)])
+@pytest.mark.parametrize(
+    ("layers", "made", "mixed", "tolerance", "block"),
+    [(3, 2, True, 2e-2, {}), (2, 1, False, 1e-5, {}), (1, 1, True, 2e-2, {"attention_float32": True})],
+)
 def test_compiled_blocks_train_as_plain_ones(
-    layers: int, made: int, mixed: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    layers: int, made: int, mixed: bool, tolerance: float, block: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Loss and gradients within rounding; a graph for all layers and loops and one for the norm, or one for both.
 
@@ -88,7 +91,7 @@ def test_compiled_blocks_train_as_plain_ones(
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch.manual_seed(0)
     tokens = torch.randint(11, (4, 12))
-    plain = looped(layers, 2, vocab_size=11, width=32, heads=2, gate=True, init_std=0.3, attention="plain")
+    plain = looped(layers, 2, vocab_size=11, width=32, heads=2, gate=True, init_std=0.3, attention="plain", **block)
     compiled = copy.deepcopy(plain)
     execution._compiled.cache_clear()
     torch._dynamo.reset()  # the graphs that other tests of this process made count towards its limit

@@ -6,13 +6,14 @@ different starts. A name is a word over 2V ids, the last one of it from the seco
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ouro_lab.data.random import Bits, Ints, bits, integers, uniforms
-from ouro_lab.data.tasks.protocol import TRAIN, Arrays, Floors, check_choice, check_range
-from ouro_lab.data.tasks.rows import LOSSES, join, predict
+from ouro_lab.data.tasks.protocol import IGNORE, TRAIN, Arrays, Floors, check_choice, check_range
+from ouro_lab.data.tasks.rows import LOSSES, join, packed, predict
 from ouro_lab.data.tasks.splits import as_sets, belongs
 
 WEIGHTED, UNIFORM, LARGEST = SIZES = ("weighted", "uniform", "largest")
@@ -45,6 +46,8 @@ class Depo:
     an earlier answer to the same k tells a later one in two single steps. sizes: the law of n ≥ 3 in training,
     `weighted` ∝ 1 / (√N + n) (the released code), `uniform` (the paper's other sentence) or `largest`, N alone. k ≥ n
     walks on around the cycle, as published. loss: on `<ans>` and the names behind it (published), or on all tokens.
+    window: None for a problem a row, or tokens per training row (published: 2,048) of problems after one another, the
+    last one cut. mask_problems: attention stays within a problem (Ouro; Part 4.1 does not say so).
 
     Vocabulary: inner ids, last ids, <q_1> …, <ans>, <bos>, which also fills a row. A name is right as a whole.
     Splits are disjoint by a hash of the cycle: none of validation or test is in training, whatever is asked of it.
@@ -60,6 +63,8 @@ class Depo:
         queries: int = 10,
         sizes: str = WEIGHTED,
         loss: str = "answer",
+        window: int | None = None,
+        mask_problems: bool = True,
     ) -> None:
         check_range("nodes", nodes, 3, 4096)
         check_range("hops", hops, 1, 64)
@@ -79,7 +84,11 @@ class Depo:
         self.names = _names(letters, shortest, longest)  # [names, longest], −1 behind a name
         self.query, self.ans, self.bos = 2 * letters, 2 * letters + hops, 2 * letters + hops + 1
         self.vocab_size = self.bos + 1
-        self.sequence_length = 2 * nodes * longest + self.queries * (2 + 2 * longest)  # <bos> in, the last id out
+        self.longest = self._length(nodes, longest)
+        if window is not None:
+            check_range("window", window, self.longest)
+        self.window, self.mask_problems = window, bool(mask_problems)
+        self.sequence_length = window or self.longest - 1  # <bos> in, the last id out
         self.groups: tuple[str, ...] = tuple(f"hops_{k}" for k in range(1, hops + 1))
         n = np.arange(3, nodes + 1)
         weight = {WEIGHTED: 1 / (n + np.sqrt(nodes)), UNIFORM: np.ones(len(n)), LARGEST: (n == nodes) + 0.0}[sizes]
@@ -88,13 +97,12 @@ class Depo:
 
     def sample(self, seed: int, indices: Ints, split: str = TRAIN) -> Arrays:
         """Rows have neither `scored` nor `group`: each mixes hop counts."""
-        words = bits(seed, f"depo/{split}/kind", indices, 1 + self.queries)
-        past = np.searchsorted(np.cumsum(self.law), uniforms(words[:, 0]), side="right")
-        lengths = 3 + np.minimum(past, self.nodes - 3)
-        cycles = self._cycles(seed, split, indices, lengths, split)
-        hops = 1 + integers(words[:, 1:], self.hops)
-        arrays = self._arrays(cycles, *self._ask(seed, split, indices, cycles, hops), self.loss)
-        return {key: arrays[key] for key in ("tokens", "targets")}
+        if self.window is None:
+            tokens, targets = self._predicted(*self._problems(seed, split, indices), self.loss)
+            return {"tokens": tokens, "targets": targets}
+        mean = float(self.law @ np.arange(3, self.nodes + 1)), float((self.names >= 0).sum(axis=1).mean())
+        least, usual = self._length(3, self.lengths[0]), self._length(*mean)
+        return packed(partial(self._packable, seed, split), indices, self.window, least, usual, self.mask_problems)
 
     def evaluation(self, split: str, size: int) -> Arrays:
         """`size` cycles of N names per hop count, each with one query."""
@@ -103,7 +111,7 @@ class Depo:
             indices, stream = np.arange(size), f"{split}/fixed"
             cycles = self._cycles(k, stream, indices, np.full(size, self.nodes), split)
             starts, orders, hops = self._ask(k, stream, indices, cycles, np.full((size, 1), k))
-            arrays = self._arrays(cycles, starts, orders, hops, "answer")
+            arrays = self._scored(*self.encode(cycles, starts, orders, hops))
             parts.append(arrays | {"group": np.full(size, k - 1)})
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
@@ -137,14 +145,33 @@ class Depo:
         asks = np.where(asked[:, :, None], asks, -1).reshape(count, -1)
         values = np.concatenate([np.full((count, 1), self.bos), listed, asks], axis=1)
         owner = np.concatenate([np.zeros((count, 1 + listed.shape[1]), np.int64), number.reshape(count, -1)], axis=1)
-        whole = self.sequence_length + 1
-        return join(values, values >= 0, whole, self.bos), join(owner, values >= 0, whole, 0)
+        return join(values, values >= 0, self.longest, self.bos), join(owner, values >= 0, self.longest, 0)
 
-    def _arrays(self, cycles: Cycles, starts: Ints, orders: Ints, hops: Ints, loss: str) -> Arrays:
-        rows, owner = self.encode(cycles, starts, orders, hops)
+    def _length(self, nodes: float, word: float) -> int:
+        """Tokens of a problem of so many nodes, whose names have `word` ids."""
+        return int(1 + 2 * nodes * word + min(nodes, self.queries) * (2 + 2 * word))
+
+    def _problems(self, seed: int, stream: str, indices: Ints) -> tuple[Ints, Ints]:
+        """`encode`'s rows of training: cycles of any length, hop counts mixed."""
+        words = bits(seed, f"depo/{stream}/kind", indices, 1 + self.queries)
+        past = np.searchsorted(np.cumsum(self.law), uniforms(words[:, 0]), side="right")
+        lengths = 3 + np.minimum(past, self.nodes - 3)
+        cycles = self._cycles(seed, stream, indices, lengths, stream)
+        hops = 1 + integers(words[:, 1:], self.hops)
+        return self.encode(cycles, *self._ask(seed, stream, indices, cycles, hops))
+
+    def _packable(self, seed: int, split: str, numbers: Ints) -> tuple[Arrays, Ints]:
+        """Problems [N, longest] with their targets, and their lengths [N]: the last answer ends a problem."""
+        rows, owner = self._problems(seed, split, numbers)
+        targets = np.pad(self._predicted(rows, owner, self.loss)[1], ((0, 0), (0, 1)), constant_values=IGNORE)
+        return {"tokens": rows, "targets": targets}, self.longest - (owner[:, ::-1] > 0).argmax(axis=1)
+
+    def _predicted(self, rows: Ints, owner: Ints, loss: str) -> tuple[Ints, Ints]:
         behind = np.cumsum(owner > 0, axis=1) == (owner > 0).sum(axis=1, keepdims=True)
-        wanted = (owner > 0) | ~behind if loss == "all" else owner > 0
-        tokens, targets = predict(rows, wanted)
+        return predict(rows, (owner > 0) | ~behind if loss == "all" else owner > 0)
+
+    def _scored(self, rows: Ints, owner: Ints) -> Arrays:
+        tokens, targets = self._predicted(rows, owner, "answer")
         scored = (owner[:, 1:] > 0) & (rows[:, 1:] != self.ans)
         return {"tokens": tokens, "targets": targets, "scored": scored, "answer": np.maximum(owner[:, 1:] - 1, 0)}
 

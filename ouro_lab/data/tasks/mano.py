@@ -5,12 +5,14 @@ curriculum; the published score is accuracy at ℓ = `operators`. "Known" expres
 model must store; all longer ones are what it must compute, and only they are held out.
 """
 
+from functools import partial
+
 import numpy as np
-from numpy.typing import NDArray
 
 from ouro_lab.data.random import Bits, Ints, bits, integers
 from ouro_lab.data.tasks import expressions
 from ouro_lab.data.tasks.protocol import IGNORE, TRAIN, Arrays, Floors, check_choice, check_range
+from ouro_lab.data.tasks.rows import packed
 from ouro_lab.data.tasks.splits import belongs
 
 ANSWER, ALL = LOSSES = ("answer", "all")
@@ -67,7 +69,8 @@ class Mano:
         """Number of operators uniform. Rows of a window have neither `scored` nor `group`: they hold many problems."""
         if self.window is None:
             return self._rows(*self._problems(seed, split, indices), loss=self.loss)
-        return self._windows(seed, split, indices)
+        problems = partial(self._packable, seed, split)
+        return packed(problems, indices, self.window, 7, self.operators + 5, self.mask_problems)
 
     def evaluation(self, split: str, size: int) -> Arrays:
         """`size` problems per number of operators, one a row: what attention within a problem sees in any window."""
@@ -147,27 +150,7 @@ class Mano:
         wanted = place == last if loss == ANSWER else place <= last
         return np.where(wanted, np.roll(tokens, -1, axis=1), IGNORE)
 
-    def _windows(self, seed: int, split: str, indices: Ints) -> Arrays:
-        """Problem j of window i is problem i·P + j of the stream, P being the most that any window could need."""
-        width = self.window or 0
-        most = width // 7 + 1
-        count = min(most, 2 + width // (self.operators + 5))  # a little over the mean; more where that was too few
-        while True:
-            problems = (indices[:, None] * most + np.arange(count)).ravel()
-            tokens, operators, _ = self._problems(seed, split, problems)
-            length = (2 * operators + 5).reshape(len(indices), count)
-            if count == most or (length.sum(axis=1) >= width).all():
-                break
-            count = min(most, 2 * count)
-        inside = np.arange(self.longest) < length[:, :, None]
-        arrays = {"tokens": tokens, "targets": self._targets(tokens, operators, self.loss)}
-        if self.mask_problems:
-            arrays["documents"] = np.broadcast_to(np.arange(count)[:, None], inside.shape)
-        return {key: _joined(values.reshape(inside.shape), inside, width) for key, values in arrays.items()}
-
-
-def _joined(values: Ints, inside: NDArray[np.bool_], width: int) -> Ints:
-    """The first `width` entries of each window [B, n, S] that are `inside` a problem, in order: [B, width]."""
-    flat = (len(values), -1)
-    order = np.argsort(~inside.reshape(flat), axis=1, kind="stable")[:, :width]
-    return np.take_along_axis(values.reshape(flat), order, 1)
+    def _packable(self, seed: int, split: str, numbers: Ints) -> tuple[Arrays, Ints]:
+        """Problems [N, longest] with their targets, and their lengths [N]."""
+        tokens, operators, _ = self._problems(seed, split, numbers)
+        return {"tokens": tokens, "targets": self._targets(tokens, operators, self.loss)}, 2 * operators + 5
