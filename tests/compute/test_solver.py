@@ -11,7 +11,7 @@ from ouro_lab.model import ModelConfig, iso_flop, iso_parameter
 P_HOP = Looped({"vocab_size": 13, "layers": 2, "loops": 3, "width": 64, "heads": 4}, 49, 64 * 49, steps=2000)
 STAGE_ONE = replace(P_HOP, shape=P_HOP.shape | {"gate": True}, supervised=3)
 TEXT = replace(STAGE_ONE, shape=STAGE_ONE.shape | {"vocab_size": 4096}, unique_tokens=1_000_000)
-PARTED = replace(P_HOP, shape=P_HOP.shape | {"layers": 6, "prelude": 2, "coda": 2})
+PARTED = replace(P_HOP, shape=P_HOP.shape | {"layers": 8, "prelude": 1, "coda": 2})
 BACKBONES = {"backbone=iso_parameter": iso_parameter, "backbone=iso_flop": iso_flop}
 
 
