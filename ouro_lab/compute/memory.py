@@ -5,9 +5,14 @@ from ouro_lab.model.config import ModelConfig
 
 
 def activation_bytes(
-    config: ModelConfig, length: int, batch: int = 1, element_bytes: int = 4, supervised_loops: int = 1
+    config: ModelConfig,
+    length: int,
+    batch: int = 1,
+    element_bytes: int = 4,
+    supervised_loops: int = 1,
+    mixed: bool = False,
 ) -> float:
-    """What autograd keeps between forward and backward for `batch` sequences of `length`; an estimate, for one dtype.
+    """What autograd keeps between forward and backward for `batch` sequences of `length`; an estimate.
 
     Per token and layer pass, in elements: 6·d (inputs of the four norms and of the two groups of projections; 4·d with
     two norms), a norm's scale (LayerNorm: and its mean), 4·f of SwiGLU (gate, its SiLU, up, their product; 2·f of GELU,
@@ -20,16 +25,26 @@ def activation_bytes(
     the next loop's, but its output, the gate's input, is not; and no norm of a loop is computed again.
 
     Beside the estimate: weights, gradients (the head's is kept from the loss on), attention's mask, and the chunked
-    cross-entropy's logits, which are made and let go again. Mixed precision keeps part in the narrow dtype, part in
-    float32, and casts of the weights.
+    cross-entropy's logits, which are made and let go again.
+
+    mixed: under autocast the stream, softmax and all that is between layers is in float32, what products take and give
+    in bf16: every map's own copy of its input, too. The casts of the weights are `cast_bytes`, a table of the rotary
+    embedding per layer pass, which no batch makes longer, is left out.
     """
     loops = 1 if config.recompute else config.loops  # kept whole
     codas = config.codas(supervised_loops)
-    per_token = (config.prelude + loops * config.core + codas * config.coda) * _layer_elements(config, length)
+    passes = config.prelude + loops * config.core + codas * config.coda  # of a layer
+    layers = passes * (_mixed_layer_bytes(config, length) if mixed else 0)
+    per_token = 0.0 if mixed else float(passes * _layer_elements(config, length))
     per_token += (config.loops - loops) * config.width + supervised_loops * (config.width + 1)
     per_token += _coda_norms(config, codas) if config.coda else _loop_norms(config, loops)
     ids = 2 * 8  # tokens and targets, int64
-    return batch * length * (per_token * element_bytes + ids)
+    return batch * length * (per_token * element_bytes + layers + ids)
+
+
+def cast_bytes(config: ModelConfig) -> int:
+    """A loop's bf16 copies of the layers' matrices, which autocast makes and the backward pass keeps."""
+    return 2 * config.layers * Widths.of(config).layer_matrices
 
 
 def _loop_norms(config: ModelConfig, loops: int) -> int:
@@ -80,6 +95,21 @@ def _layer_elements(config: ModelConfig, length: int) -> int:
         attention = 4 * widths.query + config.heads * length
     inputs = (config.norms + 2) * widths.model + config.norms * _norm_scalars(config)
     return inputs + (4 if config.mlp == "swiglu" else 2) * widths.ffn + attention
+
+
+def _mixed_layer_bytes(config: ModelConfig, length: int) -> int:
+    """Per token and layer pass: two norms read the stream, q, k and v (gate and up) cast its norm each."""
+    widths, norms = Widths.of(config), config.norms
+    maps = 3 + (2 if config.mlp == "swiglu" else 1)
+    stream = 4 * (2 * widths.model + norms * _norm_scalars(config)) + 2 * (maps + norms - 2) * widths.model
+    fused = config.attention in ("sdpa", "flash_varlen")
+    heads = 2 * widths.query + 2 * widths.key if fused else 4 * widths.query  # q, k, v, what they are mixed to
+    if config.attention_float32:
+        attention = 4 * (heads - widths.query) + 2 * widths.query + 4 * config.heads * (1 if fused else length)
+        attention += 4 * widths.query if fused else 0
+    else:
+        attention = 2 * heads + (4 * config.heads if fused else 6 * config.heads * length)
+    return stream + attention + 2 * (4 if config.mlp == "swiglu" else 2) * widths.ffn
 
 
 def _norm_scalars(config: ModelConfig) -> int:

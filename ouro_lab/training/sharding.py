@@ -1,8 +1,8 @@
 """FSDP2 through Lightning: weights, gradients and AdamW's moments in shards, one per rank.
 
 A block of a looped model is used T times in a step, so with `reshard_after_forward` it is gathered T times forward and
-T times backward, and its gradients are scattered T times: `compute.communication` counts that. Each loop's gradient is
-summed over ranks in float32 before it joins the others.
+T times backward (`compute.communication` counts that). Its gradient is summed over ranks once, after its first loop's
+backward pass: until then autograd adds the loops', whole, in the dtype that the block was gathered in.
 """
 
 import os
@@ -25,15 +25,18 @@ class FSDP:
     """`trainer.strategy` of sharded training.
 
     reshard_after_forward: let go of a block's gathered weights after each of its uses; false gathers them once per
-    forward pass and holds them all until the backward pass has used them. sharded_checkpoints: each rank writes its
-    own part; false gathers everything on rank 0, which writes one file.
+    forward pass and holds them all until the backward pass has used them. gather_bf16: under bf16-mixed, gather blocks
+    in bf16. That halves the volume and spares the copy of each weight that autocast keeps per loop, but the loops'
+    gradients are then added in bf16, which no other strategy does. sharded_checkpoints: each rank writes its own part;
+    false gathers everything on rank 0, which writes one file.
     """
 
     reshard_after_forward: bool = True
+    gather_bf16: bool = False
     sharded_checkpoints: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("reshard_after_forward", "sharded_checkpoints"):
+        for name in ("reshard_after_forward", "gather_bf16", "sharded_checkpoints"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ValueError(f"trainer.strategy.{name} = {value!r}: must be true or false")
@@ -57,13 +60,12 @@ class FSDPStrategy(ModelParallelStrategy):
     def shard(self, module: nn.Module) -> None:
         """Every layer of `module.backbone` is a unit; what is outside of them one more, gathered once per step.
 
-        Embedding, head, final norm and gate are read by the losses too, outside of any block's forward. Under mixed
-        precision blocks are gathered in the dtype that autocast would cast them to, at half the volume.
+        Embedding, head, final norm and gate are read by the losses too, outside of any block's forward.
         """
         if is_sharded(module):  # validation or test after training
             return
         mesh = self.device_mesh["data_parallel"]
-        narrow = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        narrow = torch.bfloat16 if self.options.gather_bf16 and self.precision_plugin.precision == "bf16-mixed" else None
         policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in getattr(module.backbone, "layers", []):
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=self.options.reshard_after_forward)
