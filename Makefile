@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help experiment pipeline list status report power match evidence export chat claims ui test test-all bench chaos check audit data setup clean FORCE
+.PHONY: help experiment pipeline list status report power match plan evidence export chat claims ui test test-all bench chaos check audit data setup clean FORCE
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,10 +22,10 @@ export TORCH_CHOICE := $(or $(TORCH_SPEC),$(TORCH_DEFAULT)) $(if $(TORCH_INDEX),
 endif
 
 # As typed: make would expand the $ of ${backbone.width}.
-export NAME LAUNCHER BUDGET RUN OUT CKPT
+export NAME LAUNCHER BUDGET RUN OUT CKPT MACHINE MFU
 export OVERRIDES_TYPED := $(value OVERRIDES)
 
-ifneq ($(filter experiment pipeline status report power match evidence,$(MAKECMDGOALS)),)
+ifneq ($(filter experiment pipeline status report power match plan evidence,$(MAKECMDGOALS)),)
 ifeq ($(strip $(NAME)),)
 $(error NAME is missing: make $(firstword $(MAKECMDGOALS)) NAME=<study>; make list shows the studies)
 endif
@@ -87,6 +87,9 @@ power: $(READY)  ## seeds and hours that decide each contrast, from a pilot: NAM
 
 match: $(READY)  ## arms that hold something equal to a study's looped arm: NAME=p_hop
 	@$(WITH_OVERRIDES) -m ouro_lab match "$$NAME"
+
+plan: $(READY)  ## memory, time and traffic of a study's runs on a machine: NAME=p_hop MACHINE=8xH100 MFU=0.4
+	@$(WITH_OVERRIDES) -m ouro_lab plan "$$NAME" --machine="$$MACHINE" $${MFU:+--mfu="$$MFU"}
 
 evidence: $(READY)  ## export a finished study to experiments/results/: NAME=p_hop
 	@$(PY) -m ouro_lab evidence "$$NAME"

@@ -1,4 +1,4 @@
-"""What `make` calls: python -m ouro_lab run|pipeline|list|status|match|evidence [NAME] [--budget=…] [overrides]."""
+"""What `make` calls: python -m ouro_lab run|pipeline|list|status|match|plan|evidence [NAME] [options] [overrides]."""
 
 import signal
 import sys
@@ -9,10 +9,16 @@ from typing import Any
 from ouro_lab.config import ConfigError, nearest
 from ouro_lab.run import first_line
 
+OPTIONS = {  # by verb: minutes of this machine; tokens of the training set; a machine and the MFU reached on it
+    "run": ("--budget",),
+    "match": ("--unique",),
+    "plan": ("--machine", "--mfu"),
+}
+
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 fine, 1 some runs failed, 2 bad input."""
-    from ouro_lab import pipeline, verbs
+    from ouro_lab import pipeline, plan, verbs
 
     signal.signal(signal.SIGTERM, _stop)
     known: dict[str, Callable[..., int]] = {
@@ -21,6 +27,7 @@ def main(arguments: list[str]) -> int:
         "list": verbs.list_studies,
         "status": verbs.status,
         "match": verbs.match,
+        "plan": plan.plan,
         "evidence": verbs.evidence,
     }
     try:
@@ -42,14 +49,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> list[Any]:
-    """What follows the study's name: overrides, of `run` the minutes of --budget=, of `match` --unique= tokens."""
+    """What follows the study's name: overrides, and what the verb's own options say, None where they are not given."""
     verb, given = arguments[0], {}
-    overrides = [word for word in arguments[2:] if not word.startswith(("--budget=", "--unique="))]
-    for option, owner in (("--budget=", "run"), ("--unique=", "match")):
-        given[owner] = [word.removeprefix(option) for word in arguments[2:] if word.startswith(option)]
-        if given[owner] and verb != owner:
-            raise ConfigError(f"{verb}: takes no {option[:-1]}; only {owner} does")
-    return [] if verb in ("list", "evidence") else [overrides, *given.get(verb, [])[-1:]]
+    overrides = [word for word in arguments[2:] if not word.startswith("--")]
+    for word in arguments[2:]:
+        if word.startswith("--"):
+            option, _, value = word.partition("=")
+            owners = [owner for owner, options in OPTIONS.items() if option in options]
+            if verb not in owners:
+                who = f"only {owners[0]} does" if owners else f"valid: {', '.join(OPTIONS.get(verb, ())) or 'none'}"
+                raise ConfigError(f"{verb}: takes no {option}; {who}")
+            given[option] = value
+    return [] if verb in ("list", "evidence") else [overrides, *(given.get(name) for name in OPTIONS.get(verb, ()))]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

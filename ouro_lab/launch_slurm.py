@@ -20,6 +20,7 @@ from ouro_lab.study import Run
 CLUSTERS = ("slurm", "local", "debug")
 SITE = ("SLURM_CONF",)  # where SLURM is, and not what a job of it has
 COUNTS = ("minutes", "grace", "requeues", "threads", "parallel")
+REQUEUE = 128 + signal.SIGUSR2  # how training ends where its time is up: `training.preemption`
 Shape = tuple[int, int, bool]  # nodes, ranks per node, whether these have GPUs
 
 
@@ -165,9 +166,11 @@ class Job:
         try:
             return run.main(list(self.arguments))
         except SIGTERMException as end:
-            if end.code == 128 + signal.SIGUSR2:  # the checkpoint is written; submitit's handler, which is back in
-                signal.raise_signal(signal.SIGUSR2)  # its place, queues the job again from rank 0 and ends it
-            return int(end.code or 0)
+            # The checkpoint is written, and submitit's handler is back in its place: on rank 0 it queues the job again
+            # and ends it.
+            if end.code == REQUEUE:
+                signal.raise_signal(signal.SIGUSR2)
+            return 0
 
     def checkpoint(self) -> Any:
         """What submitit runs when the job comes back: the same, which resumes."""

@@ -1,4 +1,4 @@
-"""What a device sends in an optimiser step, in bytes; as much comes in. N ranks in a ring send (N − 1)/N of a tensor."""
+"""What a device sends in an optimiser step, in bytes, and takes in. Of a tensor, N ranks in a ring send (N − 1)/N."""
 
 from dataclasses import dataclass
 

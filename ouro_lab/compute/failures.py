@@ -12,7 +12,7 @@ def young(write: float, mtbf: float) -> float:
 
 
 def daly(write: float, mtbf: float) -> float:
-    """The same with Daly's higher-order terms (2006, equation 37); M where a checkpoint takes longer than two failures."""
+    """The same with Daly's higher-order terms (2006, equation 37); M where writing takes longer than two failures."""
     ratio = write / (2 * mtbf)
     if ratio >= 1:
         return mtbf

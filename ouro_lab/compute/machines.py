@@ -47,7 +47,7 @@ class Machine:
         return f"{self.count}×{self.device.name}"
 
 
-# Data sheets (SXM): NVLink per direction is half of the sum that they give; a 200 or 400 Gb/s port per GPU between nodes.
+# Data sheets (SXM): NVLink in one direction, half of the sum that they give; between nodes 200 or 400 Gb/s a GPU.
 GPUS = {
     "A100": Device("A100", 80e9, 300e9, 25e9, peak_flops("A100")),
     "H100": Device("H100", 80e9, 450e9, 50e9, peak_flops("H100")),
@@ -68,6 +68,8 @@ def parse(text: str, cpu_memory: float) -> Machine:
     match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?([A-Za-z]\w*)", text.strip())
     count = int(match.group(1) or 1) if match else 0
     if match is None or count < 1 or match.group(2).upper() not in known:
-        raise ValueError(f"MACHINE = {text}: must be a number of a device, as 8xH100; devices: {', '.join([*GPUS, 'cpu'])}")
+        raise ValueError(
+            f"MACHINE = {text}: must be a number of a device, as 8xH100; devices: {', '.join([*GPUS, 'cpu'])}"
+        )
     device = known[match.group(2).upper()]
     return Machine(Device("cpu", cpu_memory / count, CPU_LINK, CPU_LINK) if device.peak is None else device, count)

@@ -46,12 +46,7 @@ class Preemption(Callback):
         checkpoints = trainer.checkpoint_callback
         if isinstance(checkpoints, ModelCheckpoint):
             checkpoints.on_validation_end(trainer, module)  # writes one, and deletes the oldest
-        raise SIGTERMException(exit_status(SIGNALS[told]))
+        raise SIGTERMException(128 + SIGNALS[told])  # as a shell has it, of a process that a signal ended
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.told = max(self.told, SIGNALS.index(signal.Signals(number)))
-
-
-def exit_status(number: int) -> int:
-    """A shell's, of a process that a signal ended."""
-    return 128 + number

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from ouro_lab.training.sharded_checkpoint import load_into
@@ -58,20 +59,9 @@ class FSDPStrategy(ModelParallelStrategy):
         self.options = options
 
     def shard(self, module: nn.Module) -> None:
-        """Every layer of `module.backbone` is a unit; what is outside of them one more, gathered once per step.
-
-        Embedding, head, final norm and gate are read by the losses too, outside of any block's forward.
-        """
-        if is_sharded(module):  # validation or test after training
-            return
-        mesh = self.device_mesh["data_parallel"]
-        narrow = torch.bfloat16 if self.options.gather_bf16 and self.precision_plugin.precision == "bf16-mixed" else None
-        policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in getattr(module.backbone, "layers", []):
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=self.options.reshard_after_forward)
-        fully_shard(module, mesh=mesh)
-        for step in ("training_step", "validation_step"):  # a test step calls the latter
-            register_fsdp_forward_method(module, step)
+        if not is_sharded(module):  # as it is for validation or test after training
+            narrow = self.options.gather_bf16 and self.precision_plugin.precision == "bf16-mixed"
+            shard(module, self.device_mesh["data_parallel"], self.options.reshard_after_forward, narrow)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Shards are written beside the target, which is renamed into place once all ranks are done."""
@@ -96,6 +86,20 @@ class FSDPStrategy(ModelParallelStrategy):
         if path.is_dir():
             return load_into(self.lightning_module, self.optimizers, path)
         return super().load_checkpoint(path, weights_only)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, reshard: bool, narrow: bool) -> None:
+    """Every layer of `module.backbone` is a unit; what is outside of them one more, gathered once per step.
+
+    Embedding, head, final norm and gate are read by the losses too, outside of any block's forward.
+    """
+    dtype = torch.bfloat16 if narrow else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in getattr(module.backbone, "layers", []):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(module, mesh=mesh)
+    for step in ("training_step", "validation_step"):  # a test step calls the latter
+        register_fsdp_forward_method(module, step)
 
 
 def is_sharded(module: nn.Module) -> bool:
