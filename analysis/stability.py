@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from analysis.runs import StudyResult
-from ouro_lab.rates import STABLE_RATE
+from ouro_lab.metrics_log import STABLE_RATE
 
 __all__ = ["SPIKE", "STABLE_RATE", "stable", "stable_rates"]
 

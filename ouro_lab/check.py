@@ -12,7 +12,7 @@ from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
 from ouro_lab.config import ConfigError, build, nearest, plain
 from ouro_lab.data.sampler import Slice
-from ouro_lab.rates import STABLE_RATE
+from ouro_lab.metrics_log import STABLE_RATE
 from ouro_lab.starts import Start
 from ouro_lab.study import Study
 

@@ -10,8 +10,6 @@ from typing import Any
 from ouro_lab import records
 from ouro_lab.config import ROOT, ConfigError
 
-STABLE_RATE = "log2_stable_rate"  # a contrast's metric over a whole grid of rates: analysis/stability.py
-
 FindRun = Callable[[float, int], Path]
 
 

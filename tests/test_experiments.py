@@ -15,7 +15,7 @@ from ouro_lab.assembly import assemble
 from ouro_lab.check import check, match_table
 from ouro_lab.config import compose_config, study_names
 from ouro_lab.evaluation import benchmarks
-from ouro_lab.rates import STABLE_RATE
+from ouro_lab.metrics_log import STABLE_RATE
 from ouro_lab.starts import CKPT, find
 from ouro_lab.study import Run, Study, config_of, smoke_overrides
 

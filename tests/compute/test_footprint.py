@@ -28,7 +28,8 @@ GIB = 2**30
 @pytest.mark.parametrize(
     "change",
     [
-        {}, {"attention": "sdpa"}, {"loops": 1}, {"gate": True}, {"kv_heads": 2, "attention": "sdpa"}, {"recompute": True},
+        {}, {"attention": "sdpa"}, {"loops": 1}, {"gate": True}, {"kv_heads": 2, "attention": "sdpa"},
+        {"recompute": True},
         {"norms": 2, "norm": "layer", "mlp": "gelu", "bias": True}, {"norm_between_loops": False},
         {"attention_float32": True}, {"attention_float32": True, "attention": "sdpa"},
     ],

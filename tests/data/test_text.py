@@ -112,10 +112,10 @@ def test_capped_sets_are_spread_over_the_split(folder: Path) -> None:
 def test_the_tokens_of_a_stated_set_are_known_without_reading_the_corpus(folder: Path) -> None:
     stated, whole = made(folder, test_tokens=100), made(folder, test_tokens=None)
     assert stated.evaluation_tokens("test") == 96  # rows of 32
-    assert stated.folder is None
+    assert stated.sources == []
     stated.prepare_data()
     assert stated.evaluation_tokens("test") == 96
-    assert whole.evaluation_tokens("test") == 32 * len(whole.chosen["test"])
+    assert whole.evaluation_tokens("test") == 32 * sum(len(source.chosen["test"]) for source in whole.sources)
 
 
 def test_fixed_sets_depend_on_no_seed_and_training_does(folder: Path) -> None:
