@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 OWN = ("ouro_lab", "analysis")
-BUILDERS = (
-    "ouro_lab.model",
-    "ouro_lab.training.trainer",
-    "ouro_lab.checkpoint",
-)  # of our own functions those that only build
+BUILDERS = ("ouro_lab.model", "ouro_lab.training.trainer", "ouro_lab.checkpoint")  # functions of ours that only build
 LIBRARIES = ("torch.nn", "torch.optim", "lightning.pytorch.strategies", "lightning.pytorch.plugins")
 VARIABLE = "OURO_ALLOW"
 
