@@ -17,7 +17,7 @@ from ouro_lab.launch import Watch, bury, length_of
 from ouro_lab.ranks import own_rank
 from ouro_lab.study import Run
 
-CLUSTERS = ("slurm", "local", "debug")
+CLUSTERS = ("slurm", "local")
 SITE = ("SLURM_CONF",)  # where SLURM is, and not what a job of it has
 COUNTS = ("minutes", "grace", "requeues", "threads", "parallel")
 REQUEUE = 128 + signal.SIGUSR2  # how training ends where its time is up: `training.preemption`
@@ -31,7 +31,7 @@ class Slurm:
     partition, account, qos: sbatch's. minutes: a job's time limit. grace: seconds before it at which a run is told to
     write a checkpoint and submitit queues it again, so often as `requeues` says. threads: cores per rank. memory_gb:
     per node. parallel: runs at once. setup: shell lines before a run, as `module load`. options: more of sbatch's, by
-    their names. cluster: submitit's; `local` and `debug` run the jobs on this machine, and nothing after them.
+    their names. cluster: submitit's; `local` runs the jobs on this machine, all at once, and nothing after them.
     """
 
     partition: str | None = None
@@ -101,9 +101,10 @@ class Slurm:
             job = jobs.get(run.id)
             if job is None or job in live or run.state != "to do":
                 continue
-            log = folder / f"{job}_0_log.out"
-            state = (records.read_state(run.directory) or {"state": "unborn"})["state"]
-            if state in ("unborn", "running") and log.exists():  # without a log it never started: it was cancelled
+            log, script = folder / f"{job}_0_log.out", folder / f"{job.split('_')[0]}_submission.sh"
+            ended = (records.read_state(run.directory) or {}).get("ended", 0.0)
+            # Without a log it never started: it was cancelled, which is nobody's fault.
+            if log.exists() and ended < script.stat().st_mtime:
                 bury(run, f"job {job} ended without a word; see log.txt and {log}")
         return {name: job for name, job in jobs.items() if job in live}
 

@@ -16,13 +16,14 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ouro_lab.bench.step import Spec, Step, eager, ours
 
-SIDES = {"ours": ours, "eager": eager}
+SIDES = {"ours": ours, "uncompiled": partial(ours, compiled=False), "eager": eager}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
