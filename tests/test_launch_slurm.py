@@ -4,7 +4,6 @@ the whole on a real SLURM where one answers."""
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -82,7 +81,9 @@ def test_a_study_is_an_array_and_a_job_after_it(slurm, capsys):
     assert not execute(study, **options, setup=["module load cuda"], options={"reservation": "ours"})
     array, after = slurm.submitted
     wanted = {"array": "0-2%2", "time": "90", "signal": "USR2@60", "cpus-per-task": "3", "mem": "8GB", "nodes": "1"}
-    assert flags(array).items() >= {**wanted, "partition": "long", "ntasks-per-node": "1", "reservation": "ours"}.items()
+    assert (
+        flags(array).items() >= {**wanted, "partition": "long", "ntasks-per-node": "1", "reservation": "ours"}.items()
+    )
     assert "gpus-per-node" not in flags(array)
     assert "module load cuda" in array
     assert "--kill-on-bad-exit=1" in array
@@ -137,7 +138,9 @@ def test_a_job_that_ended_without_a_word_uses_up_an_attempt(began, slurm):
 
 
 def test_what_slurm_says_is_one_line(slurm, monkeypatch):
-    (slurm.tools / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\necho more >&2\nexit 1\n")
+    (slurm.tools / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\necho more >&2\nexit 1\n"
+    )
     with pytest.raises(ConfigError, match=r"^launcher: sbatch refuses \(sbatch: error: invalid partition\)$"):
         execute(Study("p_hop", ONE_ARM))
     monkeypatch.setenv("PATH", "/nonexistent")

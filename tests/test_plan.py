@@ -43,18 +43,31 @@ def test_what_is_computed_again_takes_time():
 
 def test_options_of_the_strategy_change_the_volume():
     kept = planned("8xH100", *BIG)
-    assert planned("8xH100", *BIG, "trainer.strategy.reshard_after_forward=false").volume.gathered < kept.volume.gathered
+    assert (
+        planned("8xH100", *BIG, "trainer.strategy.reshard_after_forward=false").volume.gathered < kept.volume.gathered
+    )
     assert planned("8xH100", *BIG, "trainer.strategy.gather_bf16=true").volume.gathered < kept.volume.gathered
     assert planned("8xH100", *BIG, "trainer.accumulate=2").volume.total == pytest.approx(2 * kept.volume.total)
     assert planned("8xH100", "data.batch_size=64", "trainer=ddp").volume.gathered == 0
 
 
 def test_the_verb_prints_a_column_per_arm(capsys):
-    assert entry.main(["plan", "p_hop", "--machine=64xH200", "--mfu=0.3", *TINY, "data.batch_size=64", "trainer=gpu"]) == 0
+    assert (
+        entry.main(["plan", "p_hop", "--machine=64xH200", "--mfu=0.3", *TINY, "data.batch_size=64", "trainer=gpu"]) == 0
+    )
     out = capsys.readouterr().out
     assert "p_hop on 64×H200, 8 nodes: ddp, stated MFU 0.3" in out
     assert all(arm in out for arm in ("looped", "iso_parameter", "iso_flop"))
-    for row in ("memory: peak", "fits", "sent per step", "tokens/s", "days", "checkpoint", "best interval", "lost to both"):
+    for row in (
+        "memory: peak",
+        "fits",
+        "sent per step",
+        "tokens/s",
+        "days",
+        "checkpoint",
+        "best interval",
+        "lost to both",
+    ):
         assert row in out
     assert "bound by the starts of its kernels" in out
     assert "9 runs of the study" in out

@@ -18,7 +18,7 @@ from torch import nn
 from ouro_lab import records
 from ouro_lab.bench.table import Row
 from ouro_lab.bench.timing import Effort, seconds
-from ouro_lab.run import Session
+from ouro_lab.session import Session
 from ouro_lab.study import Study
 from ouro_lab.training import execution
 

@@ -14,7 +14,7 @@ import torch
 
 from ouro_lab.chaos import disk, hostile, kills, numbers, services
 from ouro_lab.chaos.tiny import Row
-from ouro_lab.run import quiet
+from ouro_lab.session import quiet
 
 PARTS = {"kills": kills, "disk": disk, "services": services, "numbers": numbers, "hostile": hostile}
 MARKS = {True: "ok", False: "FAILED", None: "not tried"}

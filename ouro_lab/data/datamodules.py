@@ -76,7 +76,7 @@ class OrderedData(L.LightningDataModule, ABC):
     def origin(self, step: int) -> tuple[int, list[int]]:
         """The global batch that optimiser step `step` (from 0) reads, and the first and last of its samples."""
         batch = batch_of(step, self.skipped)
-        samples = Slice(self.batch_size).indices(batch)
+        samples = Slice(self.ramp).indices(batch)
         return batch, [int(samples[0]), int(samples[-1])]
 
     def val_dataloader(self) -> DataLoader[Batch]:
