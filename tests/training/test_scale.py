@@ -10,10 +10,18 @@ import pytest
 import torch
 from forked_ranks import in_ranks
 from tests_support import TINY
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ouro_lab import records, run
+from ouro_lab.compute.communication import sharded
+from ouro_lab.compute.cost import stored_parameters
+from ouro_lab.model import LoopedTransformer, ModelConfig
+from ouro_lab.objectives import LastLoop
 from ouro_lab.study import Run, Study
 from ouro_lab.training import callbacks, checkpoint
+from ouro_lab.training.sharding import shard
 
 STEPS = 6
 OVERRIDES = [
@@ -96,6 +104,56 @@ def test_a_sharded_checkpoint_of_two_resumes_at_one_and_four(world, strategy, st
     assert checkpoint.newest(one.directory / "checkpoints").is_dir()
     assert in_ranks(world, lambda: run.execute(one)) == [0] * world
     check_same(one, expected)
+
+
+@pytest.mark.parametrize(
+    ("reshard", "narrow", "recompute"), [(True, False, False), (False, False, True), (True, True, False)]
+)
+def test_what_ranks_send_is_what_plan_counts(reshard, narrow, recompute):
+    assert in_ranks(2, lambda: check_volume(reshard, narrow, recompute)) == [0, 0]
+
+
+def check_volume(reshard: bool, narrow: bool, recompute: bool) -> None:
+    """In a rank: the bytes of a step's collectives against the formula's."""
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    config = ModelConfig(vocab_size=32, layers=2, loops=3, width=16, heads=2, recompute=recompute, attention="plain")
+    module = OneStep(LoopedTransformer(config))
+    shard(module, init_device_mesh("cpu", (2,)), reshard, narrow)
+    with Traffic() as traffic, torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        module.training_step(torch.zeros(2, 8, dtype=torch.long)).backward()
+    stored = stored_parameters(config)
+    blocks = stored.body + stored.norms - config.width  # the final norm's weight is in the other unit
+    expected = sharded(blocks, stored.total - blocks, 2, config.loops, reshard=reshard, gather_bytes=2 if narrow else 4)
+    assert traffic.gathered / 2 == pytest.approx(expected.gathered, rel=0.01)
+    assert traffic.summed / 2 == pytest.approx(expected.summed, rel=0.01)
+    torch.distributed.destroy_process_group()
+
+
+class OneStep(torch.nn.Module):
+    def __init__(self, backbone: LoopedTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def training_step(self, tokens: torch.Tensor) -> torch.Tensor:
+        return LastLoop()(self.backbone.loop_states(tokens), self.backbone.head_weight, tokens)[0]
+
+    def validation_step(self, tokens: torch.Tensor) -> None:
+        self.training_step(tokens)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of whole tensors that are gathered, and of whole gradients that are summed into shards."""
+
+    gathered = summed = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        sizes = [x.numel() * x.element_size() for x in tree_leaves(arguments) if isinstance(x, torch.Tensor)]
+        if "allgather" in str(function):
+            self.gathered += max(sizes)
+        elif "reduce_scatter" in str(function):
+            self.summed += max(sizes)
+        return function(*arguments, **(options or {}))
 
 
 def test_shards_read_as_one_checkpoint(stopped):
