@@ -70,7 +70,7 @@ class ModelConfig:
             _require_counts(self, "read_out_every")
             whole = self.loops == 1 and not self.prelude + self.coda
             fits = whole and not self.recompute and self.layers % self.read_out_every == 0
-            valid = f"a divisor of layers ({self.layers}), with loops = 1, without prelude, coda and recompute"
+            valid = f"a divisor of layers ({self.layers}), with loops = 1 and without recompute, prelude and coda"
             _require(fits, self, "read_out_every", valid)
         for name in ("rope_base", "norm_eps", "init_std"):
             value = getattr(self, name)

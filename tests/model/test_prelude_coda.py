@@ -95,7 +95,7 @@ def test_the_coda_runs_once_for_each_state_that_is_read(scramble, tokens, object
         ({"prelude": -1}, "backbone.prelude = -1"),
         ({"coda": True}, "backbone.coda = True"),
         ({"coda": "some"}, "backbone.coda = 'some': must be an integer from 0 to 3"),
-        ({"loops": 1, "read_out_every": 1}, "backbone.read_out_every = 1: .* without prelude, coda and recompute"),
+        ({"loops": 1, "read_out_every": 1}, "backbone.read_out_every = 1: .* without recompute, prelude and coda"),
     ],
 )
 def test_what_cannot_be_is_one_line(change: dict[str, Any], message: str) -> None:
