@@ -5,7 +5,7 @@ import pytest
 
 from ouro_lab.model import ModelConfig, iso_flop, iso_parameter, looped, ouro
 
-READ_OUTS = "must be a divisor of layers (2), with loops = 1, without prelude, coda and recompute"
+READ_OUTS = "must be a divisor of layers (2), with loops = 1 and without recompute, prelude and coda"
 VALID = {"vocab_size": 11, "layers": 2, "loops": 3, "width": 24, "heads": 4}
 
 
