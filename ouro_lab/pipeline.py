@@ -47,12 +47,13 @@ def held_out(one: Run) -> tuple[float | None, float | None]:
 
 
 def _row(one: Run) -> dict[str, str]:
-    config, cost = one.config, records.read_note(one.directory).get("cost", {})
+    config, note = one.config, records.read_note(one.directory)
+    cost = note.get("cost", {})
     first, last = held_out(one)
     cells = [
         one.arm, one.seed, cost.get("shape"), _count(cost.get("tokens")), _count(cost.get("steps")),
-        config["objective"].get("beta"), _rate(config["optim"], cost.get("steps")), _optimiser(one),
-        config["data"]["length"], _count(config["backbone"].get("rope_base")), _batch(config["data"]),
+        _beta(config["objective"]), _rate(config["optim"], cost.get("steps")), _optimiser(one),
+        config["data"]["length"], _count(note.get("backbone", {}).get("rope_base")), _batch(config["data"]),
         _loss(first), _loss(last), _no_higher(first, last),
     ]  # fmt: skip
     return {name: "–" if cell is None else str(cell) for name, cell in zip(COLUMNS, cells, strict=True)}
@@ -70,6 +71,10 @@ def _verdict(runs: Sequence[Run], rows: Sequence[Mapping[str, str]]) -> str:
 
 def _optimiser(one: Run) -> str:
     return "carried" if one.start is not None and one.start.carries else "fresh"
+
+
+def _beta(objective: Mapping[str, Any]) -> float | None:
+    return getattr(build(OmegaConf.create(dict(objective)), "objective"), "beta", None)
 
 
 def _rate(optim: Mapping[str, Any], steps: int | None) -> str | None:

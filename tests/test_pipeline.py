@@ -216,9 +216,13 @@ def test_the_table_says_what_each_stage_did(files, chain):
         line = next(line for line in text.splitlines() if f"| {one.arm} |" in line)
         assert f"| {first:.3f} | {last:.3f} | {'yes' if last <= first else 'no'} |" in line
     first = next(line for line in text.splitlines() if "| first |" in line)
-    assert "2⊗2" in first
+    assert "| 2⊗2 |" in first
+    assert "| 0.05 |" in first  # β and RoPE's base, left at their defaults
+    assert "| 10,000 |" in first
     assert "| 32 → 64 |" in first  # tokens a step, in the ramp and after it
     assert "| 320 |" in first  # 2 steps of 2 rows, 4 of 4
+    rows = records.read_metrics(chain[0].directory / "metrics.jsonl")
+    assert [row.get("total/tokens") for row in rows] == [None, 32, 64, 128, 192, 256, 320]
     shutil.rmtree(records.runs_root())
     assert "unfinished: first, second, third" in pipeline.report(study)
 

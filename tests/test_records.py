@@ -122,6 +122,8 @@ def test_begin_and_finish_keep_what_earlier_attempts_wrote(tmp_path: Path) -> No
     assert (final["tokens"], final["flops"], final["steps"]) == (500, 2.5e6, 5)
     assert not records.is_running(run)
     assert records.read_state(run)["step"] == 5
+    records.write_final(run, {}, 3.0, 5, records.read_note(run)["cost"], tokens=300)  # its batch grew
+    assert (records.read_final(run)["tokens"], records.read_final(run)["flops"]) == (300, 1.5e6)
 
 
 def test_a_kill_uses_up_no_attempt_and_its_seconds_count(tmp_path: Path) -> None:
