@@ -112,6 +112,7 @@ def test_longest_first_and_never_more_than_the_slots(monkeypatch):
     assert {run.state for run in study.expand()} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_retried_twice_and_the_others_are_unaffected(tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY)
     arms = "+study.arms={good: ['backbone.loops=1'], bad: ['backbone.loops=2']}"
