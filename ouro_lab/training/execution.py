@@ -85,26 +85,28 @@ class CompileStep(Callback):
     """Compiles the backbone's blocks for the shape of a training micro-batch, and the losses."""
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        compile_step(module.backbone, trainer.datamodule.micro_batch_size)
+        # A block that is sharded gathers its weights around its forward, which has no place inside a graph.
+        whole_loops = not hasattr(trainer.strategy, "shard")
+        compile_step(module.backbone, trainer.datamodule.micro_batch_size, whole_loops)
 
 
-def compile_step(backbone: nn.Module, batch: int | None = None) -> None:
+def compile_step(backbone: nn.Module, batch: int | None = None, whole_loops: bool = True) -> None:
     """Whatever is not a matrix product in a step of `batch` sequences."""
-    compile_blocks(backbone, batch)
+    compile_blocks(backbone, batch, whole_loops)
     compile_losses()
 
 
-def compile_blocks(backbone: nn.Module, batch: int | None = None) -> None:
+def compile_blocks(backbone: nn.Module, batch: int | None = None, whole_loops: bool = True) -> None:
     """One compiled forward for all `backbone.layers`, as they share code and shapes; every loop reuses it.
 
-    Of few layers the whole `backbone.loop` is one graph instead: a call into compiled code costs a small model 1 % of
+    whole_loops: of few layers the whole `backbone.loop` is one graph instead: a call into compiled code costs a small model 1 % of
     its step, and two layers take little longer to compile than one.
 
     batch: sequences, None for any number. Where there are others, as in the last batch of an evaluation, the plain
     forward runs: each shape would be compiled anew. It is a rule and not a memory of what ran before, so a resumed run
     computes the same. A backbone without `layers` stays as it is.
     """
-    if isinstance(backbone, LoopedTransformer) and len(backbone.layers) <= WHOLE_LOOP:
+    if whole_loops and isinstance(backbone, LoopedTransformer) and len(backbone.layers) <= WHOLE_LOOP:
         plain = type(backbone).loop
         backbone.loop = MethodType(_for_batches_of(batch, _compiled(plain), plain), backbone)
         return
