@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ouro_lab import records
-from ouro_lab.config import build
+from ouro_lab.config import ConfigError, build
 from ouro_lab.study import Run, Study, study_here
 
 COLUMNS = (
@@ -16,14 +16,26 @@ COLUMNS = (
 
 
 def run(name: str, overrides: Sequence[str] = ()) -> int:
-    """What `make experiment` does, then the table, which is also `report/pipeline.md` of the study's folder."""
+    """What `make experiment` does, then the table, which is also `report/pipeline.md` of the study's folder.
+
+    Raises:
+        ConfigError: no arm starts from another of the study's.
+    """
     from ouro_lab import verbs
 
+    if not _has_stages(study_here(name, overrides)):
+        raise ConfigError(f"NAME = {name}: no arm starts from another of its own; run make experiment NAME={name}")
     code = verbs.run(name, overrides)
     text = report(study_here(name, overrides))
     records.replace_file(records.runs_root() / name / "report" / "pipeline.md", f"{text}\n")
     print(text)
     return code
+
+
+def _has_stages(study: Study) -> bool:
+    starts = [config.init_from for config in study.arm_configs.values()]
+    mapped = [start for start in starts if isinstance(start, Mapping)]
+    return any("arm" in start and start.get("study", study.name) == study.name for start in mapped)
 
 
 def report(study: Study) -> str:

@@ -13,10 +13,11 @@ import torch
 from ouro_lab.assembly import Parts
 from ouro_lab.check import check
 from ouro_lab.compute.communication import Volume, replicated, sharded
-from ouro_lab.compute.cost import forward_flops, stored_parameters
+from ouro_lab.compute.cost import TRAINING, forward_flops, stored_parameters
 from ouro_lab.compute.failures import daly, lost_share, young
 from ouro_lab.compute.footprint import Footprint, Spread, checkpoint_bytes, footprint
 from ouro_lab.compute.machines import WRITE, Machine, parse
+from ouro_lab.compute.memory import activation_bytes
 from ouro_lab.config import ConfigError, plain
 from ouro_lab.model import ModelConfig
 from ouro_lab.objectives.cross_entropy import chunk_rows
@@ -115,12 +116,8 @@ def plan_of(study: Study, arm: str, parts: Parts, machine: Machine, mfu: float) 
     memory = footprint(config, data.length, sequences, supervised, spread, mixed, chunk_rows(config.vocab_size))
     tokens = data.batch_size * data.length
     flops = (parts.cost["flops_per_token"] + again(config, data.length)) * tokens / machine.count
-    if machine.device.peak is not None:
-        compute = flops / (machine.device.peak * mfu)
-    else:
-        from ouro_lab.bench.calibrate import step_speed
-
-        compute = step_speed("bfloat16" if mixed else "float32").seconds(flops, micro_batches * memory.activations)
+    passed = micro_batches * passed_bytes(config, data.length, sequences, supervised, mixed)
+    compute = seconds_of(machine, mfu, mixed, flops, passed)
     volume = volume_of(config, spread, micro_batches)
     sending = volume.total / machine.link
     stored = float(checkpoint_bytes(config))
@@ -151,6 +148,20 @@ def again(config: ModelConfig, length: int) -> float:
         return 0.0
     forward = forward_flops(config, length, 1)
     return (forward.body + forward.attention) * (config.loops - 1) / config.loops
+
+
+def passed_bytes(config: ModelConfig, length: int, batch: int, supervised: int, mixed: bool) -> float:
+    """Of activations that a step makes, those that are let go and computed again counted as a third more."""
+    whole = activation_bytes(replace(config, recompute=False), length, batch, supervised_loops=supervised, mixed=mixed)
+    return whole * (1 + (config.loops - 1) / config.loops / TRAINING) if config.recompute else whole
+
+
+def seconds_of(machine: Machine, mfu: float, mixed: bool, flops: float, passed: float) -> float:
+    if machine.device.peak is not None:
+        return flops / (machine.device.peak * mfu)
+    from ouro_lab.bench.calibrate import step_speed
+
+    return step_speed("bfloat16" if mixed else "float32").seconds(flops, passed)
 
 
 def attended(config: ModelConfig, length: int, precision: str, machine: Machine) -> ModelConfig:

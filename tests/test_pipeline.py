@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ouro_lab import __main__ as entry
 from ouro_lab import pipeline, records, run, stages, verbs
 from ouro_lab.assembly import assemble
 from ouro_lab.check import check, check_starts
@@ -297,3 +298,11 @@ def test_the_verb_runs_what_is_left_in_order_and_writes_the_table(files, chain, 
     written = (records.runs_root() / "ouro_rehearsal" / "report" / "pipeline.md").read_text()
     assert written in capsys.readouterr().out
     assert "Held-out loss at each stage's end no higher than at its start: " in written
+
+
+def test_a_study_without_stages_is_refused_and_nothing_runs(capsys):
+    assert entry.main(["pipeline", "p_hop"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: NAME = p_hop: no arm starts from another of its own; run make exp"
+    )
+    assert not (records.runs_root() / "p_hop").exists()

@@ -99,8 +99,8 @@ def compile_step(backbone: nn.Module, batch: int | None = None, whole_loops: boo
 def compile_blocks(backbone: nn.Module, batch: int | None = None, whole_loops: bool = True) -> None:
     """One compiled forward for all `backbone.layers`, as they share code and shapes; every loop reuses it.
 
-    whole_loops: of few layers the whole `backbone.loop` is one graph instead: a call into compiled code costs a small model 1 % of
-    its step, and two layers take little longer to compile than one.
+    whole_loops: of few layers the whole `backbone.loop` is one graph instead: a call into compiled code costs a small
+    model 1 % of its step, and two layers take little longer to compile than one.
 
     batch: sequences, None for any number. Where there are others, as in the last batch of an evaluation, the plain
     forward runs: each shape would be compiled anew. It is a rule and not a memory of what ran before, so a resumed run

@@ -95,7 +95,7 @@ class Counts(nn.Module):
 
 
 def test_the_judges_likeliest_score_is_taken() -> None:
-    judge = Trunk(Counts(), BYTES, None, "")  # type: ignore[arg-type]
+    judge = Trunk(Counts(), BYTES, None, "")
     assert [judge_score(judge, "!" * count) for count in range(1, 7)] == [*SCORES, 5]
 
 

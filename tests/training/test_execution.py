@@ -3,6 +3,7 @@
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from ouro_lab.model import looped
 from ouro_lab.objectives import StageOne
 from ouro_lab.training import execution
-from ouro_lab.training.execution import Execution, compile_blocks, graphs, settle
+from ouro_lab.training.execution import CompileStep, Execution, compile_blocks, graphs, settle
 
 LONG = 1e18  # FLOPs
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
@@ -114,3 +115,15 @@ def test_compiled_blocks_train_as_plain_ones(
         assert torch.equal(plain(tokens[:1]), compiled(tokens[:1]))
     assert graphs() - before == 2 * made
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(("sharded", "loops_whole"), [(True, False), (False, True)])
+def test_sharded_blocks_are_compiled_one_by_one(sharded: bool, loops_whole: bool, monkeypatch) -> None:
+    """They gather their weights around their own forward, which a graph of the whole loop would call no more."""
+    monkeypatch.setattr(execution, "compile_losses", lambda: None)  # a setting of the process
+    model = looped(2, 2, vocab_size=11, width=32, heads=2)
+    strategy = SimpleNamespace(shard=None) if sharded else SimpleNamespace()
+    trainer = SimpleNamespace(strategy=strategy, datamodule=SimpleNamespace(micro_batch_size=4))
+    CompileStep().setup(trainer, SimpleNamespace(backbone=model), "fit")
+    assert ("loop" in vars(model)) is loops_whole
+    assert all(("forward" in vars(block)) is not loops_whole for block in model.layers)
