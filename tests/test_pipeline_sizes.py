@@ -22,6 +22,28 @@ TABLE = {
     "sft": (None, 4, 0.05, 0.0, 32768, 1e6, None),
 }
 
+STAGE_1 = {"nemotron_cc": 73.4, "map_cc": 13.0, "opencoder_pretrain": 7.5, "megamath_web": 4.1, "ultra_fineweb_zh": 2.0}
+ANNEAL = {
+    "nemotron_cc_high_quality": 66.5,
+    "nemotron_cc_math": 15.0,
+    "nemotron_sft_general": 6.2,
+    "megamath_high_quality": 4.6,
+    "nemotron_synthetic_code": 3.8,
+    "nemotron_sft_code": 3.4,
+    "opencoder_annealing": 0.5,
+}
+# Percent of each stage's rows: the paper's tables; of mid-training's 300B tokens 90B, 30B and 180B are of three parts.
+MIXTURES = {
+    "pretrain_1": STAGE_1,
+    "pretrain_2": STAGE_1,
+    "anneal": ANNEAL,
+    "mid_training": {
+        "dialogues": 30.0,
+        **{name: share * 0.1 for name, share in STAGE_1.items()},
+        **{name: share * 0.6 for name, share in ANNEAL.items()},
+    },
+}
+
 
 @pytest.fixture(scope="module", params=SIZES)
 def checked(request: pytest.FixtureRequest) -> tuple[Study, dict[str, Parts]]:
@@ -41,6 +63,14 @@ def test_every_stage_is_as_the_paper_says(checked):
         assert part.backbone.config.rope_base == base
         assert batch is None or part.data.batch_size * part.data.length == batch
         assert (optim.betas, optim.weight_decay, config.trainer.clip) == ([0.9, 0.95], 0.1, 1.0)
+
+
+def test_every_stage_mixes_its_sources_as_the_paper_says(checked):
+    _, parts = checked
+    for name, percent in MIXTURES.items():
+        data = parts[name].data
+        shares = {source: float(100 * share) for source, share in zip(data.groups, data.shares, strict=True)}
+        assert shares == pytest.approx(percent)
 
 
 def test_the_weights_have_the_published_count_and_fit_the_next_stage(checked):
