@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -19,6 +20,7 @@ from ouro_lab.compute.hardware import cpu_precision, cpu_rates, training_rate
 from ouro_lab.measured import cache_root, once_per_machine
 from ouro_lab.model import LoopedTransformer
 from ouro_lab.objectives import compile_losses
+from ouro_lab.ranks import own_rank
 
 WORTH_SECONDS = 60.0  # of training from which a compiled block pays for its start: 3 s, or 10–20 s the first time
 WHOLE_LOOP = 2  # layers up to which a loop is compiled as one graph
@@ -75,8 +77,15 @@ def compiler_works() -> bool:
 
 
 def share_compiled_code() -> None:
-    """Compiled blocks are kept in the cache folder: a study compiles once, not once a run."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+    """Compiled blocks are kept in the cache folder: a study compiles once, not once a run.
+
+    A rank other than 0 has a folder of its own in it: ranks that compile one kernel at once open each other's
+    unfinished libraries. It inherits rank 0's environment, so the folder may be named there already.
+    """
+    folder = Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled")))
+    own = f"rank_{own_rank()}"
+    if own_rank() and folder.name != own:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / own)
     # A pool of compiling processes would import torch once more each and hold cores that other runs train on.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 

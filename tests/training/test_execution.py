@@ -1,6 +1,7 @@
 """How a run is executed: settled by measurement, kept for its later attempts; compiled blocks equal plain ones."""
 
 import copy
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from ouro_lab.model import looped
 from ouro_lab.objectives import StageOne
 from ouro_lab.training import execution
-from ouro_lab.training.execution import CompileStep, Execution, compile_blocks, graphs, settle
+from ouro_lab.training.execution import CompileStep, Execution, compile_blocks, graphs, settle, share_compiled_code
 
 LONG = 1e18  # FLOPs
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
@@ -127,3 +128,20 @@ def test_sharded_blocks_are_compiled_one_by_one(sharded: bool, loops_whole: bool
     CompileStep().setup(trainer, SimpleNamespace(backbone=model), "fit")
     assert ("loop" in vars(model)) is loops_whole
     assert all(("forward" in vars(block)) is not loops_whole for block in model.layers)
+
+
+def test_every_rank_compiles_into_its_own_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("OURO_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "theirs")  # so that it is restored
+    for given, folder in ((None, tmp_path / "compiled"), ("theirs", Path("theirs"))):
+        for rank in (None, 0, 3):
+            monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+            monkeypatch.delenv("RANK", raising=False)
+            if given:
+                monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+            if rank is not None:
+                monkeypatch.setenv("RANK", str(rank))
+            for _ in range(2):  # a run's second attempt
+                share_compiled_code()
+                assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == (folder / "rank_3" if rank else folder)
