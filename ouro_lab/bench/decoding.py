@@ -23,7 +23,8 @@ from ouro_lab.model.transformer import BRANCH_ENDS
 
 SHAPE = ModelConfig(vocab_size=4096, layers=8, loops=4, width=512, heads=8)
 PROMPT, TOKENS, LENGTH = 64, 4, 256  # tokens; a call makes so many per slot
-EXIT_TOKENS, PASSES = 16, 16  # per slot and call where depths are drawn; passes timed at a time
+EXIT_TOKENS = 16  # per slot and call where depths are drawn
+PASSES, HEADS = 16, 256  # timed at a time, so that all sides of a round take about as long
 DEPTHS = (0.4, 0.3, 0.2, 0.1)  # of exits after loop 1 … 4: mean 2, standard deviation 1
 AGREEING = (0.01, 0.03)  # gains of what layers add: from nearly all first guesses that last, to few
 
@@ -39,11 +40,11 @@ def decode(effort: Effort) -> Iterator[Line]:
 def decode_exits(effort: Effort) -> Iterator[Line]:
     for batch, target in ((1, 0.90), (8, 0.75)):
         ours = Decoding(engine(batch), RandomExit(probabilities=DEPTHS), new=EXIT_TOKENS)
-        sides = {"ours": ours, "pass": repeated(ours.one_pass, PASSES), "head": repeated(ours.head, PASSES)}
+        sides = {"ours": ours, "pass": repeated(ours.one_pass, PASSES), "head": repeated(ours.head, HEADS)}
         samples = interleave(sides, effort)
         loops, tokens = sum(ours.depths) / batch / ours.calls, len(ours.depths) / batch / ours.calls
         both = zip(samples["pass"], samples["head"], strict=True)
-        samples["ideal"] = [(loops * body + tokens * head) / PASSES for body, head in both]
+        samples["ideal"] = [loops * body / PASSES + tokens * head / HEADS for body, head in both]
         drawn = f"{fmean(ours.depths):.2f} loops (s.d. {pstdev(ours.depths):.2f})"
         what = f"tokens after {drawn}, {describe(batch)}: share of the ideal speed"
         medians = median(samples["ours"]), median(samples["ideal"])

@@ -15,6 +15,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch._inductor import config as inductor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from ouro_lab.compute.hardware import cpu_precision, cpu_rates, training_rate
 from ouro_lab.measured import cache_root, once_per_machine
@@ -82,12 +84,16 @@ def share_compiled_code() -> None:
     A rank other than 0 has a folder of its own in it: ranks that compile one kernel at once open each other's
     unfinished libraries. It inherits rank 0's environment, so the folder may be named there already.
     """
-    folder = Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled")))
+    default = default_cache_dir()  # which torch writes into the environment as it is imported: nobody's choice
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default)
+    folder = cache_root() / "compiled" if chosen == default else Path(chosen)
     own = f"rank_{own_rank()}"
     if own_rank() and folder.name != own:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / own)
+        folder /= own
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     # A pool of compiling processes would import torch once more each and hold cores that other runs train on.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        inductor.compile_threads = 1
 
 
 class CompileStep(Callback):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from ouro_lab.model import looped
 from ouro_lab.objectives import StageOne
@@ -132,16 +133,15 @@ def test_sharded_blocks_are_compiled_one_by_one(sharded: bool, loops_whole: bool
 
 def test_every_rank_compiles_into_its_own_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("OURO_CACHE", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "theirs")  # so that it is restored
-    for given, folder in ((None, tmp_path / "compiled"), ("theirs", Path("theirs"))):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is restored
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 2)
+    for given, folder in ((default_cache_dir(), tmp_path / "compiled"), (str(tmp_path / "own"), tmp_path / "own")):
         for rank in (None, 0, 3):
-            monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = given
             monkeypatch.delenv("RANK", raising=False)
-            if given:
-                monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
             if rank is not None:
                 monkeypatch.setenv("RANK", str(rank))
             for _ in range(2):  # a run's second attempt
                 share_compiled_code()
-                assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == (folder / "rank_3" if rank else folder)
+                assert cache_dir() == str(folder / "rank_3" if rank else folder)  # as torch finds it
+    assert torch._inductor.config.compile_threads == 1
