@@ -89,13 +89,14 @@ def test_a_fault_is_counted_as_one() -> None:
 def test_an_unknown_part_is_one_line(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--quick", "kill"])
-    assert "PART = kill: must be one of kills, disk, services, numbers, hostile" in capsys.readouterr().err
+    parts = "kills, ranks, disk, services, shards, numbers, hostile"
+    assert f"PART = kill: must be one of {parts}" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forked children and tmpfs are Linux's")
 def test_the_parts_that_are_quick_hold() -> None:
-    command = [sys.executable, "-m", "ouro_lab.chaos", "--quick", "numbers", "disk"]
+    command = [sys.executable, "-m", "ouro_lab.chaos", "--quick", "numbers", "disk", "shards"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 of 6 rows hold" in done.stdout
+    assert "8 of 8 rows hold" in done.stdout

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ouro_lab.chaos import disk, hostile, kills, numbers, services
+from ouro_lab.chaos import disk, hostile, kills, numbers, ranks, services, shards
 from ouro_lab.chaos.tiny import Row
 from ouro_lab.session import quiet
 
-PARTS = {"kills": kills, "disk": disk, "services": services, "numbers": numbers, "hostile": hostile}
+PARTS = {
+    "kills": kills, "ranks": ranks, "disk": disk, "services": services, "shards": shards, "numbers": numbers,
+    "hostile": hostile,
+}  # fmt: skip
 MARKS = {True: "ok", False: "FAILED", None: "not tried"}
 
 

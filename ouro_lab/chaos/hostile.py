@@ -8,6 +8,7 @@ import pickle
 import random
 import resource
 import shutil
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from ouro_lab import alarms, records
 from ouro_lab.allowed import check_targets
 from ouro_lab.chaos.tiny import Row, child, ended, execute, place, tiny
 from ouro_lab.config import EXPERIMENTS, compose_config, load_config
+from ouro_lab.data import TextFiles
+from ouro_lab.data.archive import members
 from ouro_lab.interop import open_trunk
 from ouro_lab.interop.weights import read_weights
 from ouro_lab.training import checkpoint
@@ -145,6 +148,8 @@ def _mutated(tally: Tally, room: Path, run: Path, share: float) -> None:
     feed("config.yaml", 2500, (run / "config.yaml").read_bytes(), lambda: load_config(path))
     feed("record.json", 2000, (run / "record.json").read_bytes(), lambda: records.read_json(path))
     feed("metrics.jsonl", 500, (run / "metrics.jsonl").read_bytes(), lambda: records.read_metrics(path))
+    feed("archive", 400, _tar({"usr/share/a.txt": b"text", "usr/share/b.txt": b"more"}), lambda: _members(path))
+    feed("JSON lines", 400, b'{"text": "one"}\n{"text": "two"}\n' * 8, lambda: _documents(path))
     _trunks(tally, room, dice, share)
     for number in range(int(30 * share)):
         (room / f"input_{number}.yaml").write_bytes(mutate(study, dice))
@@ -175,6 +180,28 @@ def _pickle_of(ckpt: bytes) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
+def _tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _members(path: Path) -> list[tuple[str, bytes]]:
+    with path.open("rb") as stream:
+        return list(members(stream, lambda name: True))
+
+
+def _documents(path: Path) -> list[str]:
+    """As a corpus of JSON lines reads them."""
+    named = path.with_name("input_lines.jsonl")
+    named.write_bytes(path.read_bytes())
+    return list(TextFiles(str(named)).documents())
+
+
 class _Evil:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return os.system, ("touch touched",)
@@ -195,6 +222,9 @@ def _written_by_hand(tally: Tally, room: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Evil()))
     tally.feed("pickled weights", lambda: _must_refuse(lambda: open_trunk(folder)))
+    for name in ("../touched", "/tmp/../touched", "/touched", "a/../../touched"):
+        path.write_bytes(_tar({"a.txt": b"text", name: b"text"}))
+        tally.feed("archive member", lambda: _must_refuse(lambda: _members(path)))
     for target in TARGETS:
         tally.feed("_target_", lambda t=target: _must_refuse(lambda: check_targets({"a": [{"_target_": t}]})))
     listed = room / "input_alarms"
