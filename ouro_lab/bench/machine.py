@@ -31,14 +31,14 @@ class Gemm:
 
 def fastest_gemm(dtype: torch.dtype) -> tuple[Gemm, float]:
     """The product with the highest FLOP/s here, and that rate; larger ones are left out where smaller ones crawl."""
-    best, peak = None, 0.0
+    found: list[tuple[float, Gemm]] = []
     for shape in sorted(GEMM_SHAPES, key=math.prod):
-        if best is not None and 2 * math.prod(shape) > ENOUGH_SECONDS * peak:
+        if found and 2 * math.prod(shape) > ENOUGH_SECONDS * max(rate for rate, _ in found):
             break
         for transposed in (False, True):
             gemm = Gemm(shape, dtype, transposed)
-            rate = gemm.flops / _best(gemm)
-            best, peak = (gemm, rate) if rate > peak else (best, peak)
+            found.append((gemm.flops / _best(gemm), gemm))
+    peak, best = max(found, key=lambda pair: pair[0])
     return best, peak
 
 

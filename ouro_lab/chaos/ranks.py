@@ -45,9 +45,10 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
         command = [sys.executable, "-m", "ouro_lab.run", *one.command]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         after = time.time() - death.stat().st_mtime if death.exists() else float("inf")
-        said = records.read_state(one.directory).get("reason", "") + done.stderr
+        said = (records.read_state(one.directory) or {}).get("reason", "") + done.stderr
         named = "rank 1 ended with signal 9" in said or "[rank: 1] Child process" in said
-        newest = checkpoint.step_of(checkpoint.newest(one.directory / "checkpoints"))
+        latest = checkpoint.newest(one.directory / "checkpoints")
+        newest = checkpoint.step_of(latest) if latest else None
         sound = done.returncode != 0 and named and whole(one) and newest == 10
         # By one process: any number of ranks goes on from what two have left.
         resumed = ended(child(execute(alone), folder / "log.txt")) == 0
