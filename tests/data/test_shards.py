@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from text_support import Texts, content, recipe_of, some_texts, streams_by_hand
 
+from ouro_lab.chaos.shards import DAMAGES, MANIFESTS, flip
 from ouro_lab.data import BPETokenizer, ByteTokenizer, TextData, TextFiles, encoding, shards, text_data
 from ouro_lab.data.documents import SPLITS
 from ouro_lab.data.encoding import Recipe
@@ -67,27 +68,7 @@ def test_a_shard_is_named_by_its_content_and_listed_with_it() -> None:
     assert facts["tokenizer"]["identity"] == "byte" and facts["source"]["holdout"] == 4
 
 
-def flip(paths: list[Path]) -> None:
-    data = bytearray(paths[1].read_bytes())
-    data[137] ^= 8
-    paths[1].write_bytes(data)
-
-
-def truncate(paths: list[Path]) -> None:
-    paths[1].write_bytes(paths[1].read_bytes()[:-2])
-
-
-def swap(paths: list[Path]) -> None:
-    one, other = paths[0].read_bytes(), paths[1].read_bytes()
-    paths[0].write_bytes(other)
-    paths[1].write_bytes(one)
-
-
-def remove(paths: list[Path]) -> None:
-    paths[1].unlink()
-
-
-@pytest.mark.parametrize("damage", [flip, truncate, swap, remove])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_shard_is_named_and_made_again(damage: Callable, capsys: pytest.CaptureFixture) -> None:
     before = content(tokenise(recipe_of(CORPUS)).folder)
     for reopened in (False, True):
@@ -132,19 +113,7 @@ def is_refused(made: ShardSet, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def reorder(facts: dict) -> None:
-    facts["pieces"].reverse()
-
-
-def miscount(facts: dict) -> None:
-    facts["pieces"][0]["splits"]["val"]["tokens"] += 1
-
-
-def lead_out(facts: dict) -> None:
-    facts["pieces"][0]["splits"]["val"]["sha256"] = "../../../../etc/passwd"
-
-
-@pytest.mark.parametrize("change", [reorder, miscount, lead_out])
+@pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS)
 def test_a_changed_manifest_is_refused_in_one_line(change: Callable) -> None:
     folder = tokenise(recipe_of(CORPUS)).folder
     facts = json.loads((folder / MANIFEST).read_text())

@@ -134,6 +134,7 @@ def test_sharded_blocks_are_compiled_one_by_one(sharded: bool, loops_whole: bool
 def test_every_rank_compiles_into_its_own_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("OURO_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is restored
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     monkeypatch.setattr(torch._inductor.config, "compile_threads", 2)
     for given, folder in ((default_cache_dir(), tmp_path / "compiled"), (str(tmp_path / "own"), tmp_path / "own")):
         for rank in (None, 0, 3):

@@ -11,24 +11,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tests_support import TINY
 
 from ouro_lab import records, run
+from ouro_lab.chaos.ranks import plant_death
 from ouro_lab.config import ROOT
 from ouro_lab.study import Run, Study
 from ouro_lab.training import callbacks, checkpoint
-
-# Rank 1 kills itself in step 6, once; the checkpoint of step 4 is there.
-DYING = """
-import os, signal, sys
-from ouro_lab.training.callbacks import Recorder
-
-real = Recorder.on_train_batch_end
-
-def dying(self, trainer, *rest):
-    if trainer.global_rank == 1 and trainer.global_step == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(self, trainer, *rest)
-
-Recorder.on_train_batch_end = dying
-"""
 
 
 def tiny(*overrides: str) -> Run:
@@ -101,9 +87,8 @@ def test_a_signal_in_the_last_step_changes_nothing(unbroken, monkeypatch):
 def test_a_rank_that_dies_ends_all_of_them_with_its_name_and_the_run_goes_on(unbroken, tmp_path):
     accumulate, expected = unbroken
     one = tiny(f"trainer.accumulate={accumulate}", "trainer.devices=2", "trainer.strategy=ddp")
-    (tmp_path / "sitecustomize.py").write_text(DYING)
     command = [sys.executable, "-m", "ouro_lab.run", *one.command]
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | plant_death(tmp_path, 6) | {"OMP_NUM_THREADS": "1"}  # the checkpoint of step 4 is there
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
     # Lightning looks for dead ranks every five seconds and kills the rest: it or rank 0, the faster one, says so.
