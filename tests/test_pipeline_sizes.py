@@ -104,7 +104,7 @@ def test_every_number_says_where_it_is_from(name):
     assert not unsaid
 
 
-# The larger model's layers are doubled by copies as the rehearsal's are: its own steps are asked for by `make test-all`.
+# The larger model's layers are doubled by copies as the rehearsal's are: its own steps are in `make test-all`.
 @pytest.mark.parametrize("name", ["ouro_rehearsal", "ouro_1_4b", pytest.param("ouro_2_6b", marks=pytest.mark.slow)])
 def test_every_stage_takes_two_real_steps_from_the_one_before(name):
     study = Study(name, smoke_overrides(name))
