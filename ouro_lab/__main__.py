@@ -18,13 +18,13 @@ OPTIONS = {  # by verb: minutes of this machine; tokens of the training set; a m
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 fine, 1 some runs failed, 2 bad input."""
-    from ouro_lab import pipeline, plan, verbs
+    from ouro_lab import listing, pipeline, plan, verbs
 
     signal.signal(signal.SIGTERM, _stop)
     known: dict[str, Callable[..., int]] = {
         "run": verbs.run,
         "pipeline": pipeline.run,
-        "list": verbs.list_studies,
+        "list": listing.list_studies,
         "status": verbs.status,
         "match": verbs.match,
         "plan": plan.plan,

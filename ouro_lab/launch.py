@@ -39,7 +39,7 @@ class Local:
             return self.slots
         if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
             return max(1, torch.cuda.device_count() // devices)
-        return max(1, _cores() // (self.threads * devices))
+        return max(1, cores() // (self.threads * devices))
 
     def execute(self, todo: Callable[[], list[Run]], everything: Callable[[], list[Run]], watch: Watch) -> bool:
         """Runs what `todo` says until nothing is left, longest first; `watch` sees the active runs twice a second.
@@ -127,7 +127,7 @@ def bury(run: Run, reason: str) -> None:
         records.write_json(run.directory / "state.json", state | {"attempts": before.get("attempts", 0) + 1})
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use; a container's share where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

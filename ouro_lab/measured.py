@@ -14,25 +14,26 @@ def cache_root() -> Path:
 
 def once_per_machine(file: str, key: str, measure: Callable[[], Any], valid: Callable[[Any], bool]) -> Any:
     """The value of `key` in `file` of the cache; measured and kept there if it is missing or not `valid`."""
-    path = cache_root() / file
-    known = _read(path)
+    known = read(file)
     if not valid(known.get(key)):
         value = measure()
-        since = {k: v for k, v in _read(path).items() if k != key or valid(v)}
+        since = {k: v for k, v in read(file).items() if k != key or valid(v)}
         known = {key: value} | since  # who wrote first is right
-        _write(path, known)
+        write(file, known)
     return known[key]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The file's entries; none of a file that is missing or broken."""
+def read(file: str) -> dict[str, Any]:
+    """The entries of a file of the cache; none of one that is missing or broken."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads((cache_root() / file).read_text()))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _write(path: Path, known: dict[str, Any]) -> None:
+def write(file: str, known: dict[str, Any]) -> None:
+    """Replaces a file of the cache, whole."""
+    path = cache_root() / file
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}")
     beside.write_text(json.dumps(known, indent=1, sort_keys=True))

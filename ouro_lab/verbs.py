@@ -1,4 +1,4 @@
-"""The verbs of a study: run, list, status, match, evidence."""
+"""The verbs of a study: run, status, match, evidence."""
 
 import shutil
 import subprocess
@@ -87,32 +87,6 @@ class Watch:
                 return  # the store is down: each further try would cost its time-out
             if final:
                 self.pushed.add(run.id)
-
-
-def list_studies() -> int:
-    """Every study: question, claim, estimated core-minutes here, state."""
-    for name in study_names():
-        study = Study(name)
-        minutes = "?"
-        try:
-            minutes = f"{estimate.core_minutes(study, check(study)):.0f} core-minutes"
-            counts = Counter(run.state for run in study.expand())
-            state = ", ".join(f"{count} {what}" for what, count in counts.items())
-        except (ConfigError, ValueError) as error:  # what it would cost is known also where its rates are not
-            state = str(error)
-        evidence = _evidence_state(study)
-        claim = ", ".join(study.definition.claim) or "none"
-        print(f"{name}\n  {study.definition.question}\n  claim {claim} · {minutes} here · {state}{evidence}\n")
-    return 0
-
-
-def _evidence_state(study: Study) -> str:
-    """Whether evidence is committed, and whether it is of the study as its file says today."""
-    stamp = records.read_json(RESULTS / study.name / "evidence.json")
-    if stamp is None:
-        return ""
-    same = stamp["hash"] == study.hash
-    return " · evidence committed" if same else " · evidence committed, of an earlier version of the study"
 
 
 def status(name: str, overrides: Sequence[str] = ()) -> int:
@@ -253,4 +227,4 @@ def _report(study: Study, store: Any) -> None:
     tracking.push_report(study.name, folder, store)
 
 
-__all__ = ["evidence", "list_studies", "match", "run", "status", "study_names"]
+__all__ = ["evidence", "match", "run", "status", "study_names"]

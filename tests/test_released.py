@@ -9,7 +9,7 @@ from tests_support import tiny_checkpoint, write_questions
 
 from analysis import evidence, runs
 from ouro_lab import __main__ as entry
-from ouro_lab import checkpoint, launch, records, verbs
+from ouro_lab import checkpoint, launch, listing, records
 from ouro_lab import run as run_module
 from ouro_lab.check import check
 from ouro_lab.compute.cost import forward_flops
@@ -48,11 +48,9 @@ def test_without_a_checkpoint_it_is_one_line(name: str, capsys, monkeypatch: pyt
     assert said.err == f"error: CKPT is missing: needs weights; {how}\n"
 
 
-def test_the_list_says_what_is_needed_and_what_it_would_cost(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_says_what_is_needed_and_what_it_would_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CKPT", raising=False)
-    monkeypatch.setattr(verbs, "study_names", lambda: ["released_separation"])
-    assert verbs.list_studies() == 0
-    said = capsys.readouterr().out
+    (said,) = listing.rows(["released_separation"])
     assert "claim C34" in said and "core-minutes here · CKPT is missing: needs weights" in said
 
 
