@@ -56,11 +56,15 @@ class KVCache:
         self.policy, self.loops, self.length, self.slots = policy, loops, length, slots
         self.planes = 1 if policy in SHARED else loops
         self.key_heads = config.kv_heads
-        heads = (2 * config.kv_heads, config.head_dim)  # keys, then values
-        kind = {"dtype": dtype, "device": device}
-        self.data = torch.zeros(config.layers, self.planes, slots, length, *heads, **kind)  # [L, P, B, S, 2K, D]
+        heads, size, kind = (
+            2 * config.kv_heads,
+            config.head_dim,
+            {"dtype": dtype, "device": device},
+        )  # keys, then values
+        # A head's positions lie together, as its products read them: [L, P, B, 2K, S, D].
+        self.data = torch.zeros(config.layers, self.planes, slots, heads, length, size, **kind)
         pending = slots if policy in ("first", "mean") else 0
-        self.pending = torch.zeros(config.layers, pending, *heads, **kind)  # what `finish` will put in place
+        self.pending = torch.zeros(config.layers, pending, heads, size, **kind)  # what `finish` will put in place
 
     @property
     def bytes(self) -> int:
@@ -87,13 +91,17 @@ class KVCache:
 
     def writing(self, slots: list[int], loops: list[int], positions: list[int]) -> Write:
         """Puts keys and values [N, 2K, D] of one loop of N tokens where they belong; every row has its own loop."""
-        places = [self._place(*where) for where in zip(slots, loops, positions, strict=True)]
+        places = [
+            self._place(self.plane(loop), slot, head, position)
+            for slot, loop, position in zip(slots, loops, positions, strict=True)
+            for head in range(2 * self.key_heads)
+        ]
         index = torch.tensor(places, device=self.data.device)
         keep = self._keeping(slots, loops)
-        flat = self.data.flatten(1, 3).unbind()  # L × [P·B·S, 2K, D]
+        flat = self.data.flatten(1, 4).unbind()  # L × [P·B·2K·S, D]
 
         def write(layer: int, kv: Tensor) -> None:
-            flat[layer].index_copy_(0, index, kv)
+            flat[layer].index_copy_(0, index, kv.flatten(0, 1))
             if keep is not None:
                 keep(layer, kv)
 
@@ -122,17 +130,17 @@ class KVCache:
 
     def _seen(self, plane: int, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Per layer keys [K, D, S] and values [K, S, D]; views."""
-        keys, values = self.data[:, plane, slot, :length].transpose(1, 2).split(self.key_heads, 1)  # [L, K, S, D]
+        keys, values = self.data[:, plane, slot, :, :length].split(self.key_heads, 1)  # [L, K, S, D]
         return list(zip(keys.transpose(2, 3).unbind(), values.unbind(), strict=True))
 
-    def _place(self, slot: int, loop: int, position: int) -> int:
-        return (self.plane(loop) * self.slots + slot) * self.length + position
+    def _place(self, plane: int, slot: int, head: int, position: int) -> int:
+        return ((plane * self.slots + slot) * 2 * self.key_heads + head) * self.length + position
 
     def prompt(self, slot: int, loop: int, layer: int, kv: Tensor) -> None:
         """Keeps what the policy wants of a prompt's keys and values [S, 2K, D] in a loop; all loops are executed."""
         if self.policy == "first" and loop > 1 or self.policy == "last" and loop < self.loops:
             return
-        kept = self.data[layer, self.plane(loop), slot, : kv.shape[0]]
+        kept, kv = self.data[layer, self.plane(loop), slot, :, : kv.shape[0]], kv.transpose(0, 1)
         if self.policy == "mean" and loop > 1:
             kept.lerp_(kv, 1 / loop)
         else:
@@ -146,11 +154,11 @@ class KVCache:
         """
         for slot, depth, position in zip(slots, executed, positions, strict=True):
             if self.pending.numel():
-                self.data[:, 0, slot, position] = self.pending[:, slot]
+                self.data[:, 0, slot, :, position] = self.pending[:, slot]
             elif self.planes > depth:
                 if self.policy == "full":
                     raise ValueError(f"policy = full: a token left after loop {depth} of {self.loops}; {HOLES}")
-                self.data[:, depth:, slot, position] = self.data[:, depth - 1 : depth, slot, position]
+                self.data[:, depth:, slot, :, position] = self.data[:, depth - 1 : depth, slot, :, position]
 
     def _keeping(self, slots: list[int], loops: list[int]) -> Write | None:
         """Of `first` and `mean`: what is wanted of the loops so far, beside the place that the current loop fills."""
