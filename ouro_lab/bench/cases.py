@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 from ouro_lab.bench import decoding, memory
+from ouro_lab.bench.answering import answer_exits
 from ouro_lab.bench.machine import fastest_gemm
 from ouro_lab.bench.overhead import overhead
 from ouro_lab.bench.packing import tokenise_and_pack
@@ -106,6 +107,7 @@ CASES: dict[str, Callable[[Effort], Iterator[Line]]] = {
     "honest": honest,
     "decode": decoding.decode,
     "decode_exits": decoding.decode_exits,
+    "answer_exits": answer_exits,
     "decode_cache": decoding.decode_cache,
     "speculation": decoding.speculation,
 }

@@ -63,6 +63,7 @@ class KVCache:
         )  # keys, then values
         # A head's positions lie together, as its products read them: [L, P, B, 2K, S, D].
         self.data = torch.zeros(config.layers, self.planes, slots, heads, length, size, **kind)
+        self._heads = torch.arange(0, heads * length, length, device=device)  # where they are from a row's first
         pending = slots if policy in ("first", "mean") else 0
         self.pending = torch.zeros(config.layers, pending, heads, size, **kind)  # what `finish` will put in place
 
@@ -91,12 +92,9 @@ class KVCache:
 
     def writing(self, slots: list[int], loops: list[int], positions: list[int]) -> Write:
         """Puts keys and values [N, 2K, D] of one loop of N tokens where they belong; every row has its own loop."""
-        places = [
-            self._place(self.plane(loop), slot, head, position)
-            for slot, loop, position in zip(slots, loops, positions, strict=True)
-            for head in range(2 * self.key_heads)
-        ]
-        index = torch.tensor(places, device=self.data.device)
+        where = zip(slots, loops, positions, strict=True)
+        places = [self._place(self.plane(loop), slot, position) for slot, loop, position in where]
+        index = torch.tensor(places, device=self.data.device).unsqueeze(1).add(self._heads).flatten()
         keep = self._keeping(slots, loops)
         flat = self.data.flatten(1, 4).unbind()  # L × [P·B·2K·S, D]
 
@@ -133,8 +131,9 @@ class KVCache:
         keys, values = self.data[:, plane, slot, :, :length].split(self.key_heads, 1)  # [L, K, S, D]
         return list(zip(keys.transpose(2, 3).unbind(), values.unbind(), strict=True))
 
-    def _place(self, plane: int, slot: int, head: int, position: int) -> int:
-        return ((plane * self.slots + slot) * 2 * self.key_heads + head) * self.length + position
+    def _place(self, plane: int, slot: int, position: int) -> int:
+        """Of the first head, among the rows of a layer."""
+        return (plane * self.slots + slot) * 2 * self.key_heads * self.length + position
 
     def prompt(self, slot: int, loop: int, layer: int, kv: Tensor) -> None:
         """Keeps what the policy wants of a prompt's keys and values [S, 2K, D] in a loop; all loops are executed."""

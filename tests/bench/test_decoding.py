@@ -1,9 +1,11 @@
 """The sides of the decoding cases do what they are timed for, on a shape of milliseconds."""
 
+from statistics import fmean
+
 import pytest
 import torch
 
-from ouro_lab.bench import decoding
+from ouro_lab.bench import answering, decoding
 from ouro_lab.bench.timing import Effort
 from ouro_lab.inference.exits import RandomExit
 from ouro_lab.model import ModelConfig
@@ -51,3 +53,31 @@ def test_the_cases_yield_their_rows() -> None:
     assert (rows["exits_1"].target, rows["exits_8"].target) == (0.90, 0.75)
     assert rows["cache_last"].ratio == 1 / TINY.loops and rows["cache_last_available"].ratio == 1
     assert all(row.ratio > 0 for row in rows.values())
+
+
+def test_the_trained_trunk_answers_at_depths_of_its_own() -> None:
+    model, sequences = answering.trained()
+    one_of_each = sequences[: len(sequences) // answering.EACH]
+    full = answering.Answering(model, 8, one_of_each, None)
+    full()
+    assert full.depths == [model.loops] * 8 * 49 and len(full.right) == 8 * 48
+    assert full.accuracy > 0.99
+    ours = answering.Answering(model, 3, one_of_each, answering.RULES["entropy"])
+    ours()
+    assert len(ours.depths) == len(full.depths) and len(ours.right) == len(full.right)
+    assert set(ours.depths) == {1, 2, 3, 4} and fmean(ours.depths) == pytest.approx(2.1, abs=0.2)
+    assert 0.5 < ours.accuracy < 0.9
+
+
+def test_the_rows_of_answers_say_what_exits_cost_in_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sequences = answering.trained()
+    monkeypatch.setattr(answering, "trained", lambda: (model, [sequences[0][:6]] * 8))
+    monkeypatch.setattr(answering, "PASSES", 1)
+    monkeypatch.setattr(answering, "HEADS", 1)
+    rows = {row.case: row for row in answering.answer_exits(Effort(rounds=1, warm=0))}
+    assert {name: row.target for name, row in rows.items()} == {
+        "gate_1": 0.90, "gate_8": 0.75, "entropy_1": 0.90, "entropy_8": 0.75,
+    }  # fmt: skip
+    assert all(row.ratio > 0 and "right v" in row.what for row in rows.values())
+    monkeypatch.setattr(answering, "TRUNK", answering.TRUNK / "none")
+    assert [type(line).__name__ for line in answering.answer_exits(Effort(rounds=1, warm=0))] == ["Skipped"]

@@ -1,0 +1,126 @@
+"""Exits of a model that was trained: p-hop answers at the depth that a rule gives each, against what their loops cost.
+
+The committed trunk reads sequences symbol by symbol, forced, and answers at each; a slot whose token is over goes on
+with its next one, or with the next sequence, in the pass that follows. The ideal is `decoding.decode_exits`'s.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import fmean, median, pstdev
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from ouro_lab.bench.table import Line, Row, Skipped
+from ouro_lab.bench.timing import Effort, interleave, ratio
+from ouro_lab.config import ROOT, build
+from ouro_lab.data.datamodules import TEST
+from ouro_lab.inference.engine import Engine
+from ouro_lab.inference.exits import Entropy, ExitRule, QExit
+from ouro_lab.interop import open_trunk
+
+TRUNK = ROOT / "trunks" / "p_hop" / "seed_0"
+RULES = {"gate": QExit(q=0.3), "entropy": Entropy(h=0.5)}  # by what decides
+EACH = 4  # sequences of every number of hops
+PASSES, HEADS = 256, 256
+
+
+def answer_exits(effort: Effort) -> Iterator[Line]:
+    """Share of the ideal speed, and answers right against those right at full depth."""
+    if not TRUNK.is_dir():
+        yield Skipped("answers", f"{TRUNK} is missing: the committed trunk")
+        return
+    model, sequences = trained()
+    for name, rule in RULES.items():
+        for batch, target in ((1, 0.90), (8, 0.75)):
+            asked = sequences if batch > 1 else sequences[: len(sequences) // EACH]
+            ours, full = Answering(model, batch, asked, rule), Answering(model, batch, asked, None)
+            sides = {"ours": ours, "pass": ours.passes, "head": ours.heads}
+            samples = interleave(sides, effort)
+            full()
+            loops, tokens = sum(ours.depths) / batch, len(ours.depths) / batch
+            both = zip(samples["pass"], samples["head"], strict=True)
+            samples["ideal"] = [loops * body / PASSES + tokens * head / HEADS for body, head in both]
+            depth = f"{fmean(ours.depths):.2f} loops (s.d. {pstdev(ours.depths):.2f})"
+            quality = f"{ours.accuracy:.2f} right v {full.accuracy:.2f} at full depth"
+            what = f"p-hop trunk, {rule}, {depth}, {quality}, B {batch}: share of the ideal speed"
+            medians = median(samples["ours"]), median(samples["ideal"])
+            yield Row(f"{name}_{batch}", what, ratio(samples, "ideal", "ours"), target, False, *medians, "s", samples)
+
+
+def trained() -> tuple[Any, list[list[tuple[int, int]]]]:
+    """The trunk and test sequences, one of each number of hops, then another: tokens and answers (< 0: none)."""
+    trunk = open_trunk(TRUNK)
+    task = build(OmegaConf.create(trunk.data), "data").task
+    found = task.evaluation(TEST, EACH)
+    pairs = zip(found["tokens"].tolist(), found["targets"].tolist(), strict=True)
+    sequences = [list(zip(tokens, targets, strict=True)) for tokens, targets in pairs]
+    return trunk.model, [sequence for turn in range(EACH) for sequence in sequences[turn::EACH]]
+
+
+@dataclass
+class Answering:
+    """A call reads all sequences. depths, right: of the last call, per token and per answer."""
+
+    model: Any
+    batch: int
+    sequences: list[list[tuple[int, int]]]
+    rule: ExitRule | None
+    depths: list[int] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.model, self.batch, max(map(len, self.sequences)))
+        self.slots = list(range(self.batch))
+
+    @property
+    def accuracy(self) -> float:
+        return fmean(self.right)
+
+    def __call__(self) -> None:
+        self.depths, self.right = [], []
+        waiting = iter(self.sequences)
+        reading: dict[int, list[tuple[int, int]]] = {}
+        self._begin(self.slots, reading, waiting)
+        while reading:
+            over = self.engine.advance(sorted(reading), self.rule)
+            if over:
+                self._note(over, reading)
+                self._begin(over, reading, waiting)
+
+    def _note(self, over: list[int], reading: dict[int, list[tuple[int, int]]]) -> None:
+        answers = self.engine.logits(over).argmax(-1).tolist()
+        for slot, answer in zip(over, answers, strict=True):
+            _, target = reading[slot][self.engine.slots.position[slot]]
+            self.depths.append(self.engine.slots.loop[slot])
+            if target >= 0:
+                self.right.append(answer == target)
+
+    def _begin(self, slots: list[int], reading: dict[int, list[tuple[int, int]]], waiting: Iterator[Any]) -> None:
+        """The next token of each, or the first of a sequence that waits; a slot without either stays empty."""
+        tokens = {}
+        for slot in slots:
+            position = self.engine.slots.position[slot] + 1 if slot in reading else 0
+            if slot not in reading or position == len(reading[slot]):
+                reading.pop(slot, None)
+                following = next(waiting, None)
+                if following is None:
+                    continue
+                reading[slot], position = following, 0
+                self.engine.slots.position[slot] = -1
+            tokens[slot] = reading[slot][position][0]
+        self.engine.go_on(tokens)
+
+    @torch.inference_mode()
+    def passes(self) -> None:
+        """Of full slots through one loop, half-way through a sequence; nothing is decided."""
+        slots = self.engine.slots
+        slots.position = [len(self.sequences[0]) // 2] * self.batch
+        for _ in range(PASSES):
+            slots.loop = [0] * self.batch
+            slots.advance(self.slots, self.engine.cache)
+
+    def heads(self) -> None:
+        for _ in range(HEADS):
+            self.engine.logits(self.slots).argmax(-1).tolist()
