@@ -106,7 +106,8 @@ claims: $(READY)  ## the claims ledger, docs/claims.md and .html, from committed
 ui: $(READY)  ## MLflow's pages, on this machine only
 	@$(PY) -m ouro_lab.tracking ui
 
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+# In the order of files: by their number of tests, the few long ones of the last would leave all processes but one idle.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## the tests, one process per core: ARGS="-k exits"
 	@$(PYTEST) -m "not slow" $(ARGS)

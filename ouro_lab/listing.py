@@ -34,7 +34,8 @@ def rows(names: list[str]) -> Iterator[str]:
     new = [name for name in names if keys[name] not in known]
     found: dict[str, str] = {}
     # Forked processes would inherit torch's threads, of which only the caller's survives.
-    pool = ProcessPoolExecutor(min(cores(), len(new)), multiprocessing.get_context("spawn")) if len(new) > 2 else None
+    processes = min(cores(), len(new) // 2)  # each imports torch first
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else None
     made = iter(pool.map(row, new) if pool else map(row, new))
     try:
         for name in names:

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from ouro_lab import __main__ as entry
 from ouro_lab import listing, records
+from ouro_lab.study import Study
 
 NAMES = ["multihop", "multihop_lr"]
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "cores", lambda: 1)
 
 
 @pytest.fixture
@@ -62,3 +69,28 @@ def test_a_row_with_a_run_under_way_is_made_anew(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(listing, "row", lambda name: next(states))
     assert list(listing.rows(["multihop"])) == ["1 running"]
     assert list(listing.rows(["multihop"])) == ["1 to do"] == list(listing.rows(["multihop"]))
+
+
+def test_list_shows_every_study_with_question_claim_and_cost(capsys, monkeypatch):
+    """Those named here: all of them take a minute (README's `make list`, which is slow)."""
+    names = ["exits_p_hop", "mano_paper", "p_hop", "text_lr"]
+    monkeypatch.setattr(listing, "study_names", lambda: names)
+    assert entry.main(["list"]) == 0
+    blocks = {block.splitlines()[0]: block for block in capsys.readouterr().out.split("\n\n") if block.strip()}
+    assert sorted(blocks) == names
+    for name, block in blocks.items():
+        assert Study(name).definition.question in block
+        assert "claim " in block
+        assert "core-minutes" in block, block
+
+
+def test_list_tells_evidence_of_an_earlier_version(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(listing, "RESULTS", tmp_path)
+    monkeypatch.setattr(listing, "study_names", lambda: ["aa_text", "p_hop", "text"])
+    for name, stamp in (("p_hop", Study("p_hop").hash), ("text", "0" * 8)):
+        records.write_json(tmp_path / name / "evidence.json", {"hash": stamp})
+    assert entry.main(["list"]) == 0
+    other, same, earlier = capsys.readouterr().out.strip().split("\n\n")
+    assert "evidence" not in other
+    assert same.endswith("evidence committed")
+    assert earlier.endswith("evidence committed, of an earlier version of the study")

@@ -113,11 +113,18 @@ def test_two_speeds_come_back_from_the_steps_that_they_make():
 @pytest.mark.parametrize(
     "spec",
     [
-        Spec(2, 3, 64, 4, 8, batch=64, length=48, stage_one=True, dtype="float32"),
-        Spec(2, 2, 256, 4, 4096, batch=4, length=128, stage_one=True, dtype="float32"),
-        Spec(2, 4, 256, 4, 256, batch=8, length=128, stage_one=False, dtype="float32", recompute=True),
+        pytest.param(Spec(2, 3, 64, 4, 8, batch=64, length=48, stage_one=True, dtype="float32"), id="narrow"),
+        pytest.param(
+            Spec(2, 2, 256, 4, 4096, batch=4, length=128, stage_one=True, dtype="float32"),
+            id="vocabulary",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            Spec(2, 4, 256, 4, 256, batch=8, length=128, stage_one=False, dtype="float32", recompute=True),
+            id="recomputed",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["narrow", "vocabulary", "recomputed"],
 )
 def test_peak_memory_of_a_step_is_as_planned(spec):
     config = settled(spec.model, spec.length, torch.float32)

@@ -163,31 +163,6 @@ def test_evidence_refuses_an_unfinished_study(clean_tree, capsys, monkeypatch, t
     assert not (tmp_path / "results").exists()
 
 
-def test_list_shows_every_study_with_question_claim_and_cost(capsys, monkeypatch):
-    """Those named here: all of them take half a minute, which README's `make list` costs the tests already."""
-    names = ["exits_p_hop", "mano_paper", "p_hop", "text_lr"]
-    monkeypatch.setattr(verbs, "study_names", lambda: names)
-    assert entry.main(["list"]) == 0
-    blocks = {block.splitlines()[0]: block for block in capsys.readouterr().out.split("\n\n") if block.strip()}
-    assert sorted(blocks) == names
-    for name, block in blocks.items():
-        assert Study(name).definition.question in block
-        assert "claim " in block
-        assert "core-minutes" in block, block
-
-
-def test_list_tells_evidence_of_an_earlier_version(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(verbs, "RESULTS", tmp_path)
-    monkeypatch.setattr(verbs, "study_names", lambda: ["aa_text", "p_hop", "text"])
-    for name, stamp in (("p_hop", Study("p_hop").hash), ("text", "0" * 8)):
-        records.write_json(tmp_path / name / "evidence.json", {"hash": stamp})
-    assert entry.main(["list"]) == 0
-    other, same, earlier = capsys.readouterr().out.strip().split("\n\n")
-    assert "evidence" not in other
-    assert same.endswith("evidence committed")
-    assert earlier.endswith("evidence committed, of an earlier version of the study")
-
-
 def test_status_counts_every_state(capsys):
     study = Study("p_hop", [*TINY, "tracking=none"])
     done, diverged, failed, running, retried, *_ = study.expand()

@@ -91,7 +91,7 @@ def unified() -> Points:
     return Points(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if "offsets" in n else n for n in LAWS])
 def test_projection_recovers_every_law_without_noise(name: str) -> None:
     points = unified() if name == "parcae_unified" else DESIGNS.get(name, ladder())
     found = fit(LAWS[name], draw(points, LAWS[name]))
@@ -100,7 +100,11 @@ def test_projection_recovers_every_law_without_noise(name: str) -> None:
     assert found.values == pytest.approx(TRUE[name], rel=2e-3 if "offsets" in name else 1e-4)
 
 
-@pytest.mark.parametrize("law", [CHINCHILLA, RECURRENCE, OURO_TOTAL], ids=lambda law: law.name)
+@pytest.mark.parametrize(
+    "law",
+    [CHINCHILLA, RECURRENCE, pytest.param(OURO_TOTAL, marks=pytest.mark.slow)],
+    ids=lambda law: law.name,
+)
 def test_the_two_fitters_agree(law: Law) -> None:
     exact = fit(law, draw(ladder(), law), "huber")
     assert exact.values == pytest.approx(TRUE[law.name], rel=1e-3)
