@@ -34,7 +34,7 @@ def rows(names: list[str]) -> Iterator[str]:
     new = [name for name in names if keys[name] not in known]
     found: dict[str, str] = {}
     # Forked processes would inherit torch's threads, of which only the caller's survives.
-    processes = min(cores(), len(new) // 2)  # each imports torch first
+    processes = min(cores(), len(new) // 8)  # each imports torch first, which takes as long as some rows
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else None
     made = iter(pool.map(row, new) if pool else map(row, new))
     try:
@@ -87,16 +87,19 @@ def _common() -> bytes:
 
 
 def _key(name: str, common: bytes) -> str:
-    """Also of the runs here that the row counts or took a rate from: its own, and those of studies that it names."""
+    """Also of the runs here that the row counts, or that it took rates or weights from."""
     digest = hashlib.sha256(common)
-    words = set(re.findall(r"\w+", (EXPERIMENTS / f"{name}.yaml").read_text()))
-    for study in sorted({name} | (words & set(study_names()))):
+    sources = re.findall(r"from[=:]\W*(\w+)", (EXPERIMENTS / f"{name}.yaml").read_text())
+    for study in sorted({name, *sources}):
         for file in sorted((records.runs_root() / study).glob("**/*.json")):
             digest.update(_as_of(file))
     return f"{name} {digest.hexdigest()[:16]}"
 
 
 def _as_of(file: Path) -> bytes:
-    """Name, size and time of its last change in ns."""
-    found = file.stat()
+    """Name, size and time of its last change in ns; nothing of one that has just been replaced."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return b""
     return f"{file} {found.st_size} {found.st_mtime_ns}\n".encode()

@@ -39,9 +39,9 @@ def test_a_run_here_changes_its_own_row_and_those_that_take_rates_from_it(compos
     records.write_json(records.runs_root() / "multihop_lr" / "some_run" / "state.json", {"state": "done"})
     list(listing.rows(NAMES))
     assert composed == NAMES * 2
-    records.write_json(records.runs_root() / "mano" / "some_run" / "state.json", {"state": "done"})
+    records.write_json(records.runs_root() / "multihop" / "some_run" / "state.json", {"state": "done"})
     list(listing.rows(NAMES))
-    assert composed == NAMES * 2
+    assert composed == [*NAMES * 2, "multihop"]
 
 
 @pytest.mark.parametrize("name", ["CKPT", "SMOKE"])
