@@ -7,6 +7,7 @@ import pytest
 
 from ouro_lab import __main__ as entry
 from ouro_lab import listing, records
+from ouro_lab.config import study_names
 from ouro_lab.study import Study
 
 NAMES = ["multihop", "multihop_lr"]
@@ -32,6 +33,14 @@ def test_a_second_list_composes_nothing_and_says_the_same(composed: list[str]) -
     assert list(listing.rows(NAMES)) == first
     assert composed == NAMES
     assert first[1].startswith("multihop_lr\n") and "9 to do" in first[1]
+
+
+@pytest.mark.slow
+def test_rows_of_other_processes_are_those_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in study_names() if name.startswith(("m", "t", "p_hop"))]
+    assert len(names) >= 16
+    monkeypatch.setattr(listing, "cores", lambda: 2)
+    assert list(listing.rows(names)) == [listing.row(name)[0] for name in names]
 
 
 def test_a_run_here_changes_its_own_row_and_those_that_take_rates_from_it(composed: list[str]) -> None:

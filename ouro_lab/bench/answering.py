@@ -6,14 +6,15 @@ with its next one, or with the next sequence, in the pass that follows. The idea
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from statistics import fmean, median, pstdev
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from ouro_lab.bench.table import Line, Row, Skipped
-from ouro_lab.bench.timing import Effort, interleave, ratio
+from ouro_lab.bench.decoding import share_of_ideal
+from ouro_lab.bench.table import Line, Skipped
+from ouro_lab.bench.timing import Effort, interleave
 from ouro_lab.config import ROOT, build
 from ouro_lab.data.datamodules import TEST
 from ouro_lab.inference.engine import Engine
@@ -40,13 +41,10 @@ def answer_exits(effort: Effort) -> Iterator[Line]:
             samples = interleave(sides, effort)
             full()
             loops, tokens = sum(ours.depths) / batch, len(ours.depths) / batch
-            both = zip(samples["pass"], samples["head"], strict=True)
-            samples["ideal"] = [loops * body / PASSES + tokens * head / HEADS for body, head in both]
             depth = f"{fmean(ours.depths):.2f} loops (s.d. {pstdev(ours.depths):.2f})"
             quality = f"{ours.accuracy:.2f} right v {full.accuracy:.2f} at full depth"
             what = f"p-hop trunk, {rule}, {depth}, {quality}, B {batch}: share of the ideal speed"
-            medians = median(samples["ours"]), median(samples["ideal"])
-            yield Row(f"{name}_{batch}", what, ratio(samples, "ideal", "ours"), target, False, *medians, "s", samples)
+            yield share_of_ideal(f"{name}_{batch}", what, samples, loops / PASSES, tokens / HEADS, target)
 
 
 def trained() -> tuple[Any, list[list[tuple[int, int]]]]:

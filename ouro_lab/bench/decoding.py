@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ouro_lab.bench.table import Line, Row
-from ouro_lab.bench.timing import Effort, interleave, ratio
+from ouro_lab.bench.timing import Effort, Samples, interleave, ratio
 from ouro_lab.inference.cache import POLICIES, KVCache
 from ouro_lab.inference.engine import Engine, Request
 from ouro_lab.inference.exits import ExitRule, RandomExit
@@ -43,12 +43,17 @@ def decode_exits(effort: Effort) -> Iterator[Line]:
         sides = {"ours": ours, "pass": repeated(ours.one_pass, PASSES), "head": repeated(ours.head, HEADS)}
         samples = interleave(sides, effort)
         loops, tokens = sum(ours.depths) / batch / ours.calls, len(ours.depths) / batch / ours.calls
-        both = zip(samples["pass"], samples["head"], strict=True)
-        samples["ideal"] = [loops * body / PASSES + tokens * head / HEADS for body, head in both]
         drawn = f"{fmean(ours.depths):.2f} loops (s.d. {pstdev(ours.depths):.2f})"
         what = f"tokens after {drawn}, {describe(batch)}: share of the ideal speed"
-        medians = median(samples["ours"]), median(samples["ideal"])
-        yield Row(f"exits_{batch}", what, ratio(samples, "ideal", "ours"), target, False, *medians, "s", samples)
+        yield share_of_ideal(f"exits_{batch}", what, samples, loops / PASSES, tokens / HEADS, target)
+
+
+def share_of_ideal(case: str, what: str, samples: Samples, passes: float, heads: float, target: float) -> Row:
+    """Of a call of "ours", whose ideal is so many calls of "pass" and of "head", timed in turn with it."""
+    both = zip(samples["pass"], samples["head"], strict=True)
+    samples["ideal"] = [passes * body + heads * head for body, head in both]
+    medians = median(samples["ours"]), median(samples["ideal"])
+    return Row(case, what, ratio(samples, "ideal", "ours"), target, False, *medians, "s", samples)
 
 
 def decode_cache(effort: Effort) -> Iterator[Line]:

@@ -55,6 +55,13 @@ def test_the_cases_yield_their_rows() -> None:
     assert all(row.ratio > 0 for row in rows.values())
 
 
+def test_the_ideal_is_the_loops_and_heads_of_a_call() -> None:
+    samples = {"ours": [2.0, 2.0], "pass": [0.8, 0.8], "head": [0.4, 0.4]}
+    row = decoding.share_of_ideal("case", "what", samples, passes=1.5, heads=0.25, target=0.9)
+    assert (row.ours, row.theirs) == (2.0, pytest.approx(1.5 * 0.8 + 0.25 * 0.4))
+    assert row.ratio == pytest.approx(0.65) and row.met is False
+
+
 def test_the_trained_trunk_answers_at_depths_of_its_own() -> None:
     model, sequences = answering.trained()
     one_of_each = sequences[: len(sequences) // answering.EACH]
