@@ -2,13 +2,22 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from ouro_lab.config import ConfigError, nearest
-from ouro_lab.run import first_line
+from ouro_lab.config import ConfigError, first_line, nearest, study_names
+from ouro_lab.processes import warm_up
 
+VERBS = {
+    "run": "ouro_lab.verbs.run",
+    "pipeline": "ouro_lab.pipeline.run",
+    "list": "ouro_lab.listing.list_studies",
+    "status": "ouro_lab.verbs.status",
+    "match": "ouro_lab.verbs.match",
+    "plan": "ouro_lab.plan.plan",
+    "evidence": "ouro_lab.verbs.evidence",
+}
 OPTIONS = {  # by verb: minutes of this machine; tokens of the training set; a machine and the MFU reached on it
     "run": ("--budget",),
     "match": ("--unique",),
@@ -18,25 +27,17 @@ OPTIONS = {  # by verb: minutes of this machine; tokens of the training set; a m
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 fine, 1 some runs failed, 2 bad input."""
-    from ouro_lab import listing, pipeline, plan, verbs
-
     signal.signal(signal.SIGTERM, _stop)
-    known: dict[str, Callable[..., int]] = {
-        "run": verbs.run,
-        "pipeline": pipeline.run,
-        "list": listing.list_studies,
-        "status": verbs.status,
-        "match": verbs.match,
-        "plan": plan.plan,
-        "evidence": verbs.evidence,
-    }
     try:
-        if not arguments or arguments[0] not in known:
+        if not arguments or arguments[0] not in VERBS:
             verb = arguments[0] if arguments else "(none)"
-            raise ConfigError(f"verb {verb}: {nearest(verb, known)}")
+            raise ConfigError(f"verb {verb}: {nearest(verb, VERBS)}")
         if arguments[0] != "list" and len(arguments) < 2:
-            raise ConfigError(f"NAME: missing; {nearest('', verbs.study_names())}")
-        return known[arguments[0]](*arguments[1:2], *_options(arguments))
+            raise ConfigError(f"NAME: missing; {nearest('', study_names())}")
+        if arguments[0] in ("run", "pipeline"):
+            warm_up()
+        module, _, function = VERBS[arguments[0]].rpartition(".")
+        return getattr(import_module(module), function)(*arguments[1:2], *_options(arguments))
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         return 2

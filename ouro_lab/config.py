@@ -37,6 +37,11 @@ class ConfigError(ValueError):
     """One line: what is wrong, and what would be valid."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def compose_config(name: str, overrides: Sequence[str] = (), folder: Path = EXPERIMENTS) -> DictConfig:
     """The composed config of the file `name` in `folder`, with choices from conf/.
 

@@ -2,20 +2,19 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
 
 import torch
 
 from ouro_lab import records
-from ouro_lab.config import ROOT
+from ouro_lab.processes import Process, start
 from ouro_lab.study import Run
 
 Watch = Callable[[list[Run]], None]
 STOPPING = 60.0  # seconds that a process has to end once told to
+RARELY = 5.0  # seconds between two looks at all records, at most
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,24 @@ class Local:
         return max(1, cores() // (self.threads * devices))
 
     def execute(self, todo: Callable[[], list[Run]], everything: Callable[[], list[Run]], watch: Watch) -> bool:
-        """Runs what `todo` says until nothing is left, longest first; `watch` sees the active runs twice a second.
+        """Runs what `todo` says until nothing is left, longest first; `watch` sees the active runs every 0.5 to 5 s.
 
         Returns whether there is anything to report: true, as all have ended.
         A run that another process of an earlier, killed call still executes is waited for, not started twice.
         """
-        pool = _Pool(self)
+        pool, due = _Pool(self), 0.0
         try:
             while True:
-                pool.reap()
-                adopted = [run for run in everything() if run.state == "running" and run.id not in pool.active]
-                waiting = [run for run in todo() if run.id not in pool.active]
-                if not waiting and not adopted and not pool.active:
-                    return True
-                pool.fill(sorted(waiting, key=length_of, reverse=True), len(adopted))
-                watch([run for run, *_ in pool.active.values()] + adopted)
+                began = time.monotonic()
+                if pool.reap() or began >= due:
+                    adopted = [run for run in everything() if run.state == "running" and run.id not in pool.active]
+                    waiting = [run for run in todo() if run.id not in pool.active]
+                    if not waiting and not adopted and not pool.active:
+                        return True
+                    pool.fill(sorted(waiting, key=length_of, reverse=True), len(adopted))
+                    watch([run for run, *_ in pool.active.values()] + adopted)
+                    # A study of a hundred runs has a hundred records to read: the runs need the processor more.
+                    due = began + min(RARELY, 20 * (time.monotonic() - began))
                 time.sleep(0.5)
         finally:
             pool.stop()
@@ -65,7 +67,7 @@ class Local:
 class _Pool:
     def __init__(self, launcher: Local) -> None:
         self.launcher = launcher
-        self.active: dict[str, tuple[Run, subprocess.Popen, IO[str], list[int], float]] = {}
+        self.active: dict[str, tuple[Run, Process, list[int], float]] = {}
 
     def fill(self, waiting: list[Run], adopted: int) -> None:
         for run in waiting:
@@ -75,41 +77,40 @@ class _Pool:
                 return
             self._start(run, devices)
 
-    def reap(self) -> None:
-        """Takes finished processes out; one that died without a word is recorded as failed."""
-        for name, (run, process, log, _, born) in list(self.active.items()):
+    def reap(self) -> bool:
+        """Takes finished processes out; one that died without a word is recorded as failed. Whether any had ended."""
+        before = len(self.active)
+        for name, (run, process, _, born) in list(self.active.items()):
             code = process.poll()
             if code is None:
                 continue
-            log.close()
             del self.active[name]
             state = records.read_state(run.directory) or {"state": "unborn"}
             recorded = state["state"] in ("done", "diverged") or state.get("ended", 0.0) > born
             if not recorded and not records.is_held(run.directory):  # held: an earlier call's process was first
                 ended = f"signal {-code}" if code < 0 else f"exit status {code}"
                 bury(run, f"the process ended with {ended}; see log.txt")
+        return len(self.active) < before
 
     def stop(self) -> None:
         for _, process, *_ in self.active.values():
             process.terminate()
-        for _, process, log, *_ in self.active.values():
+        for _, process, *_ in self.active.values():
             try:
                 process.wait(timeout=STOPPING)
             except subprocess.TimeoutExpired:  # a step that long, or a hang: its last checkpoint is whole
                 process.kill()
                 process.wait()
-            log.close()
 
     def _start(self, run: Run, devices: int) -> None:
         run.directory.mkdir(parents=True, exist_ok=True)
-        log = (run.directory / "log.txt").open("a")
         gpus = self._free_gpus(run, devices)
         environment = os.environ | _thread_limits(self.launcher.threads)
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        command = [sys.executable, "-m", "ouro_lab.run", *run.command]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
-        self.active[run.id] = (run, process, log, gpus, time.time())
+        alone = devices == 1 and run.config["trainer"].get("accelerator", "cpu") == "cpu"
+        process = start(run.command, environment, run.directory / "log.txt", fork=alone)
+        self.active[run.id] = (run, process, gpus, time.time())
 
     def _free_gpus(self, run: Run, devices: int) -> list[int]:
         if run.config["trainer"].get("accelerator") not in ("gpu", "cuda") or not torch.cuda.is_available():

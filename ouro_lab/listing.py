@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from ouro_lab import estimate, measured, records
-from ouro_lab.check import check
 from ouro_lab.compute.hardware import cpu_rates
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, study_names
 from ouro_lab.launch import cores
@@ -51,6 +50,8 @@ def rows(names: list[str]) -> Iterator[str]:
 
 def row(name: str) -> tuple[str, bool]:
     """The study's lines, composed and checked now; whether they hold until a file changes, as no run is alive."""
+    from ouro_lab.check import check  # imports Lightning, which remembered rows do without
+
     study = Study(name)
     minutes = "?"
     counts: Counter[str] = Counter()

@@ -22,9 +22,8 @@ from torch import Tensor
 from ouro_lab import alarms, records, starts
 from ouro_lab.alarms import Alarm
 from ouro_lab.assembly import assemble
-from ouro_lab.config import load_config, study_names
+from ouro_lab.config import first_line, load_config, study_names
 from ouro_lab.objectives import token_cross_entropy
-from ouro_lab.run import first_line
 from ouro_lab.session import initialise, quiet
 from ouro_lab.study import Study
 from ouro_lab.training.checkpoint import CheckpointError, backbone_weights, step_of

@@ -14,7 +14,7 @@ import torch
 
 from ouro_lab import records
 from ouro_lab.alarms import RollbackError
-from ouro_lab.config import ConfigError
+from ouro_lab.config import ConfigError, first_line
 from ouro_lab.ranks import lost_ranks, own_rank
 from ouro_lab.session import Session
 from ouro_lab.study import Run, Study
@@ -148,10 +148,6 @@ def _stopped(error: BaseException | None) -> bool:
             return True
         error = error.__context__
     return False
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _reason(error: BaseException) -> str:

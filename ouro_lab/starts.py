@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ouro_lab import records, stages
 from ouro_lab.config import ROOT, ConfigError
-from ouro_lab.data.gguf import packaged
 
 if TYPE_CHECKING:
     from ouro_lab.interop import Trunk
@@ -222,6 +221,8 @@ def _source(source: Mapping[str, Any], seed: int, own: "Study | None") -> Start 
 
 def _of_package(package: str) -> Start:
     try:
+        from ouro_lab.data.gguf import packaged  # the package imports Lightning, which most of the verbs do without
+
         path = packaged(package)
     except FileNotFoundError as error:
         raise ConfigError(f"init_from = {{package: {package}}}: {error}") from None

@@ -11,9 +11,8 @@ from ouro_lab import checkpoint, cut, estimate, records, stages, tracking
 from ouro_lab.assembly import Parts, looped_of
 from ouro_lab.check import check, check_starts, command, match_table, register, save
 from ouro_lab.compute.solver import Arm, solve_all
-from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, study_names
+from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, first_line
 from ouro_lab.progress import StudyProgress, how_far
-from ouro_lab.run import first_line
 from ouro_lab.study import RESULTS, Run, Study, study_here
 from ouro_lab.training.callbacks import clock
 
@@ -227,4 +226,4 @@ def _report(study: Study, store: Any) -> None:
     tracking.push_report(study.name, folder, store)
 
 
-__all__ = ["evidence", "match", "run", "status", "study_names"]
+__all__ = ["evidence", "match", "run", "status"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests_support import TINY
 
-from ouro_lab import launch, records
+from ouro_lab import launch, processes, records
 from ouro_lab.config import ROOT
 from ouro_lab.launch import Local
 from ouro_lab.run import execute as execute_run
@@ -75,8 +75,8 @@ class FakeProcess:
     alive = 0
     most = 0
 
-    def __init__(self, command: list[str], **_) -> None:
-        run = next(run for run in FakeProcess.study.expand() if run.command == command[3:])
+    def __init__(self, command: list[str], *_, **__) -> None:
+        run = next(run for run in FakeProcess.study.expand() if run.command == command)
         FakeProcess.started.append(run.id)
         FakeProcess.alive += 1
         FakeProcess.most = max(FakeProcess.most, FakeProcess.alive)
@@ -102,14 +102,41 @@ class FakeProcess:
 def test_longest_first_and_never_more_than_the_slots(monkeypatch):
     study = Study("p_hop", [*TINY, "tracking=none"])
     FakeProcess.study, FakeProcess.started, FakeProcess.most = study, [], 0
-    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=FakeProcess))
-    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
+    monkeypatch.setattr(launch, "start", FakeProcess)
+    clock = SimpleNamespace(sleep=lambda seconds: None, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(launch, "time", clock)
     seen = execute(study, slots=2)
     assert sorted(FakeProcess.started) == sorted(run.id for run in study.expand())
     assert FakeProcess.most == seen.most == 2
     assert {name.split("-")[0] for name in FakeProcess.started[:6]} == {"looped", "iso_flop"}
     assert {name.split("-")[0] for name in FakeProcess.started[6:]} == {"iso_parameter"}
     assert {run.state for run in study.expand()} == {"done"}
+
+
+def test_records_that_take_long_to_read_are_read_rarely(monkeypatch):
+    """Two runs of 30 s each, one after the other; to read all records takes 0.1 s."""
+    now, looks, runs = [0.0], [], Study("p_hop", ONE_SEED).expand()[:2]
+    clock = SimpleNamespace(sleep=lambda seconds: now.__setitem__(0, now[0] + seconds), time=time.time)
+    clock.monotonic = lambda: now[0]
+    ends: dict[str, float] = {}
+
+    def todo() -> list[Run]:
+        looks.append(now[0])
+        now[0] += 0.1
+        return [run for run in runs if run.id not in ends]
+
+    def start(command: list[str], *_, **__) -> SimpleNamespace:
+        one = next(run for run in runs if run.command == command)
+        ends[one.id] = end = now[0] + 30.0
+        records.begin(one.directory, one.identity(), one.config)
+        return SimpleNamespace(poll=lambda: 0 if now[0] >= end else None)
+
+    monkeypatch.setattr(launch, "time", clock)
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(records, "is_held", lambda directory: True)
+    assert Local(slots=1).execute(todo, lambda: [], lambda active: None)
+    assert 2 * 30 / 2.5 < len(looks) < 2 * 30 / 1.9  # 20 × 0.1 s apart, not twice a second
+    assert max(ends.values()) < 62.0, "the second began as soon as the first had ended"
 
 
 @pytest.mark.slow
@@ -168,7 +195,7 @@ def test_a_run_that_another_process_took_first_is_not_buried():
         assert free
         second = start_run(one)
         assert second.wait(timeout=60) == 0
-        pool.active[one.id] = (one, second, (one.directory / "log.txt").open("a"), [], time.time())
+        pool.active[one.id] = (one, second, [], time.time())
         pool.reap()
         assert records.read_state(one.directory) is None
     assert pool.active == {}
@@ -180,7 +207,7 @@ def test_stopping_a_study_uses_up_no_attempt():
     for _ in range(2):
         process = start_run(one)
         wait_for(lambda: one.state == "running" and records.last_step(one.directory / "metrics.jsonl") > 4)
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         process.wait(timeout=30)
         assert one.state == "to do"
     assert records.read_state(one.directory)["attempts"] == 1
@@ -213,10 +240,9 @@ def test_killed_at_any_moment_the_same_command_ends_as_if_unbroken(tmp_path, mon
         assert json.loads((run.directory / "state.json").read_text())["state"] == "done"
 
 
-def start_run(run: Run) -> subprocess.Popen:
+def start_run(run: Run) -> processes.Process:
     run.directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "ouro_lab.run", *run.command]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    return processes.start(run.command, dict(os.environ), run.directory / "log.txt", fork=True)
 
 
 def study_process(study: Study, root: Path) -> subprocess.Popen:
@@ -246,16 +272,17 @@ def kill_all(parent: subprocess.Popen, study: Study) -> None:
     """kill −9 of the study's process group and of each run's own."""
     if parent.poll() is None:
         os.kill(parent.pid, signal.SIGSTOP)  # so that it starts none while we look
-        for pid in [*children_of(parent.pid), parent.pid]:
+        for pid in [*descendants_of(parent.pid), parent.pid]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+                os.killpg(os.getpgid(pid), signal.SIGKILL)
         parent.wait()
     wait_for(lambda: not any(run.state == "running" for run in study.expand()))
 
 
-def children_of(pid: int) -> list[int]:
+def descendants_of(pid: int) -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
+    children = [int(word) for word in found.stdout.split()]
+    return [*children, *(other for child in children for other in descendants_of(child))]
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:

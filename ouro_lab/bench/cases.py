@@ -3,22 +3,26 @@
 All of it on one thread a side. Random tokens, untrained weights: neither changes what a step costs.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from statistics import median
 
 import torch
 
+from ouro_lab import processes, records
 from ouro_lab.bench import decoding, memory
 from ouro_lab.bench.answering import answer_exits
 from ouro_lab.bench.machine import fastest_gemm
-from ouro_lab.bench.overhead import overhead
+from ouro_lab.bench.overhead import overhead, own_runs
 from ouro_lab.bench.packing import tokenise_and_pack
 from ouro_lab.bench.products import alone
 from ouro_lab.bench.step import Spec, Step, check_same_loss, eager, ours, unrolled_llama
 from ouro_lab.bench.table import Line, Row, Skipped
 from ouro_lab.bench.timing import Effort, Samples, interleave, ratio, seconds
 from ouro_lab.model import ModelConfig
+from ouro_lab.study import Study
 
 SMALL = Spec(
     layers=4, loops=4, width=256, heads=4, vocab_size=4096, batch=8, length=256, stage_one=True, dtype="bfloat16"
@@ -67,6 +71,25 @@ def run_overhead(effort: Effort) -> Iterator[Line]:
         yield overhead(study, effort)
 
 
+def start(effort: Effort) -> Iterator[Line]:
+    """A run's command until it has found its run, which is done already; its step and its data come after that."""
+    if sys.platform != "linux":
+        yield Skipped("start", "runs are forked on Linux alone")
+        return
+    with own_runs():
+        done = Study("p_hop", ["study.lr=null"]).expand()[0]
+        records.begin(done.directory, done.identity(), done.config)
+        records.finish(done.directory, "done")
+
+        def begin(fork: bool) -> None:
+            code = processes.start(done.command, dict(os.environ), done.directory / "log.txt", fork).wait()
+            assert code == 0, (done.directory / "log.txt").read_text()
+
+        samples = interleave({"ours": lambda: begin(True), "rival": lambda: begin(False)}, effort)
+    what = "start of a p_hop run, forked, against a new Python: time"
+    yield row("start", what, samples, ("ours", "rival"), 0.25, at_most=True)
+
+
 def recompute(effort: Effort) -> Iterator[Line]:
     """T = 8 against T = 1: with recomputation a loop should add its state and little else."""
     if "recompute" not in {field.name for field in fields(ModelConfig)}:
@@ -102,6 +125,7 @@ CASES: dict[str, Callable[[Effort], Iterator[Line]]] = {
     "p_hop": p_hop,
     "peak": peak,
     "overhead": run_overhead,
+    "start": start,
     "recompute": recompute,
     "tokenise": tokenise,
     "honest": honest,
