@@ -40,11 +40,8 @@ class ArmSample:
 def arm_sample(result: StudyResult, arm: str, metric: str) -> ArmSample:
     """Over the seeds that the study states; runs of a learning-rate sweep enter no metric but `STABLE_RATE`."""
     if metric == STABLE_RATE:
-        found = stable_rates(result, arm)
-        missing = {seed: "its grid of rates is unfinished" for seed in result.study["seeds"] if seed not in found}
-        return ArmSample(
-            arm, metric, {seed: found[seed] for seed in result.study["seeds"] if seed in found}, (), missing
-        )
+        values, missing = stable_rates(result, arm)
+        return ArmSample(arm, metric, values, (), missing)
     column = f"final/{metric}"
     runs = main_runs(result, arm).set_index("seed")
     values, diverged, missing = {}, [], {}

@@ -30,21 +30,26 @@ def stable(losses: Sequence[float], state: str) -> bool:
     return losses[-1] < first
 
 
-def stable_rates(result: StudyResult, arm: str) -> dict[int, float]:
+def stable_rates(result: StudyResult, arm: str) -> tuple[dict[int, float], dict[int, str]]:
     """By seed the base-two logarithm of the rate; one octave below the grid where even its lowest is unstable.
 
-    Seeds with an unfinished run are left out. A rate at the top of the grid is a lower bound.
+    And by seed why there is none: a run that is unfinished, or none that is unstable, so that the grid ends too early.
     """
     grid = sorted(((result.study.get("sweep") or {}).get(arm) or {"grid": []})["grid"])
     found: dict[int, float] = {}
+    missing = dict.fromkeys(result.study["seeds"], "its grid of rates is unfinished")
     for seed, runs in result.runs[result.runs["arm"] == arm].groupby("seed"):
         ended = runs[runs["state"].isin(["done", "diverged"])].set_index("lr")
-        if not grid or not set(grid) <= set(ended.index):
+        if seed not in missing or not grid or not set(grid) <= set(ended.index):
             continue
         fine = [stable(_losses(result, ended.loc[lr, "id"]), ended.loc[lr, "state"]) for lr in grid]
-        count = fine.index(False) if False in fine else len(grid)
+        if all(fine):
+            missing[seed] = f"still stable at {grid[-1]:g}, where study.lr.grid ends"
+            continue
+        count = fine.index(False)
         found[int(seed)] = math.log2(grid[count - 1]) if count else math.log2(grid[0]) - 1
-    return found
+        del missing[seed]
+    return found, missing
 
 
 def _losses(result: StudyResult, run_id: str) -> list[float]:

@@ -76,7 +76,8 @@ def _fork(target: Callable[..., object], *arguments: object) -> BaseProcess:
 
 
 def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
-    """The forked process, made as like a new one as can be seen from inside."""
+    """The forked process, made as like a new one as can be seen from inside, and named as one by ps and top."""
+    Path("/proc/self/comm").write_text("ouro_lab.run")
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()

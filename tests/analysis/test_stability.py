@@ -50,22 +50,25 @@ def test_the_rate_is_the_highest_below_the_first_unstable_one() -> None:
             ("a", 1, 0.25): (SPIKED, "done"), ("a", 1, 0.5): (FALLING, "done"), ("a", 1, 1.0): (FALLING, "done"),
             ("a", 2, 0.25): (FALLING, "done"), ("a", 2, 0.5): (FALLING, "done"), ("a", 2, 1.0): (FALLING, "done"),
             ("a", 3, 0.25): (FALLING, "done"), ("a", 3, 0.5): (FALLING, "running"), ("a", 3, 1.0): ([], "diverged"),
+            ("a", 5, 0.25): (FALLING, "done"), ("a", 5, 0.5): (SPIKED, "done"), ("a", 5, 1.0): (SPIKED, "done"),
         },
-        [0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
     )  # fmt: skip
-    assert stable_rates(found, "a") == {0: -1.0, 1: -3.0, 2: 0.0}
+    unfinished = "its grid of rates is unfinished"
+    missing = {2: "still stable at 1, where study.lr.grid ends", 3: unfinished, 4: unfinished}
+    assert stable_rates(found, "a") == ({0: -1.0, 1: -3.0}, missing)
     sample = arm_sample(found, "a", STABLE_RATE)
-    assert sample.values == {0: -1.0, 1: -3.0, 2: 0.0}
-    assert sample.missing == {3: "its grid of rates is unfinished"}
+    assert (sample.values, sample.missing) == ({0: -1.0, 1: -3.0}, missing)
     assert sample.diverged == ()  # a rate that diverges is a value, and no lost seed
 
 
 def test_a_contrast_pairs_the_seeds_in_octaves() -> None:
-    curves = {("a", seed, lr): (FALLING, "done") for seed in (0, 1) for lr in (0.5, 1.0)}
-    curves |= {
-        ("b", seed, lr): (FALLING if lr < 1 else [], "done" if lr < 1 else "diverged")
+    first_unstable = {"a": 2.0, "b": 1.0}
+    curves = {
+        (arm, seed, lr): (FALLING, "done") if lr < limit else ([], "diverged")
+        for arm, limit in first_unstable.items()
         for seed in (0, 1)
-        for lr in (0.5, 1.0)
+        for lr in (0.5, 1.0, 2.0)
     }
     sample = paired_sample(result(curves, [0, 1]), {"metric": STABLE_RATE, "arm": "a", "reference": "b"})
     assert sample.pairs(sample.seeds) == ([0.0, 0.0], [-1.0, -1.0])
