@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import StudyResult
-from analysis.stability import STABLE_RATE, stable_rates
+from analysis.stability import LR_SENSITIVITY, lr_sensitivity
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ArmSample:
 
 
 def arm_sample(result: StudyResult, arm: str, metric: str) -> ArmSample:
-    """Over the seeds that the study states; runs of a learning-rate sweep enter no metric but `STABLE_RATE`."""
-    if metric == STABLE_RATE:
-        values, missing = stable_rates(result, arm)
+    """Over the seeds that the study states; runs of a learning-rate sweep enter no metric but `LR_SENSITIVITY`."""
+    if metric == LR_SENSITIVITY:
+        values, missing = lr_sensitivity(result, arm)
         return ArmSample(arm, metric, values, (), missing)
     column = f"final/{metric}"
     runs = main_runs(result, arm).set_index("seed")

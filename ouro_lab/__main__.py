@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"verb {verb}: {nearest(verb, VERBS)}")
         if arguments[0] != "list" and len(arguments) < 2:
             raise ConfigError(f"NAME: missing; {nearest('', study_names())}")
-        if arguments[0] in ("run", "pipeline"):
+        if _forks(arguments):
             warm_up()
         module, _, function = VERBS[arguments[0]].rpartition(".")
         return getattr(import_module(module), function)(*arguments[1:2], *_options(arguments))
@@ -47,6 +47,12 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def _forks(arguments: list[str]) -> bool:
+    """Whether runs of this machine's CPU will be forked, as far as the words tell."""
+    elsewhere = any(word.startswith(("trainer=", "launcher=")) for word in arguments)
+    return arguments[0] in ("run", "pipeline") and arguments[1] in study_names() and not elsewhere
 
 
 def _options(arguments: list[str]) -> list[Any]:

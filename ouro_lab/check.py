@@ -12,7 +12,7 @@ from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
 from ouro_lab.config import ConfigError, build, nearest, plain
 from ouro_lab.data.sampler import Slice
-from ouro_lab.metrics_log import STABLE_RATE
+from ouro_lab.metrics_log import LR_SENSITIVITY
 from ouro_lab.starts import Start
 from ouro_lab.study import Study
 
@@ -33,7 +33,7 @@ def check(study: Study) -> dict[str, Parts]:
             raise ConfigError(f"{study.name}: arm {name}: {error}") from error
     for name, contrast in study.definition.contrasts.items():
         for arm in (contrast.arm, contrast.reference):
-            if contrast.metric == STABLE_RATE:
+            if contrast.metric == LR_SENSITIVITY:
                 _check_grid(study, name, arm)
             else:
                 _check_metric(f"study.contrasts.{name}.metric", contrast.metric, parts[arm])
@@ -99,11 +99,11 @@ def _check_metric(path: str, metric: str, part: Parts) -> None:
 
 
 def _check_grid(study: Study, name: str, arm: str) -> None:
-    """Stable rates are read off a grid of this very study, on the seeds of the verdict."""
+    """Sensitivity to the rate is read off a grid of this very study, on the seeds of the verdict."""
     block = study.definition.lr
     if block is None or not study.sweeps(arm) or not set(study.definition.seeds) <= set(block.seeds):
         what = "needs study.lr.grid, and study.seeds among study.lr.seeds"
-        raise ConfigError(f"study.contrasts.{name}.metric = {STABLE_RATE}: {what}")
+        raise ConfigError(f"study.contrasts.{name}.metric = {LR_SENSITIVITY}: {what}")
 
 
 def _metrics_of_evaluation(part: Parts) -> tuple[str, ...]:

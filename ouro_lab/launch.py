@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ouro_lab import records
-from ouro_lab.processes import Process, start
+from ouro_lab.processes import THREADS, Process, start
 from ouro_lab.study import Run
 
 Watch = Callable[[list[Run]], None]
@@ -134,8 +134,7 @@ def cores() -> int:
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    return dict.fromkeys(names, str(threads)) | {"PYTHONUNBUFFERED": "1"}
+    return dict.fromkeys(THREADS, str(threads)) | {"PYTHONUNBUFFERED": "1"}
 
 
 def length_of(run: Run) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-STABLE_RATE = "log2_stable_rate"  # a contrast's metric over a whole grid of rates: analysis/stability.py
+LR_SENSITIVITY = "lr_sensitivity"  # a contrast's metric over a whole grid of rates: analysis/stability.py
 
 
 class MetricsLog:

@@ -16,7 +16,7 @@ from ouro_lab.assembly import assemble
 from ouro_lab.check import check, match_table
 from ouro_lab.config import EXPERIMENTS, compose_config, study_names
 from ouro_lab.evaluation import benchmarks
-from ouro_lab.metrics_log import STABLE_RATE
+from ouro_lab.metrics_log import LR_SENSITIVITY
 from ouro_lab.starts import CKPT, find
 from ouro_lab.study import Run, Study, config_of, smoke_overrides
 
@@ -215,7 +215,7 @@ def test_every_arm_takes_two_steps(name, arm, corpus, released, monkeypatch):
     assert final["steps"] == (2 if one.config["do"] == "fit" else 0)
     contrasts = full(name).definition.contrasts.values()
     wanted = {contrast.metric for contrast in contrasts if arm in (contrast.arm, contrast.reference)}
-    wanted -= {STABLE_RATE}  # of a whole grid of runs
+    wanted -= {LR_SENSITIVITY}  # of a whole grid of runs
     assert {f"final/{metric}" for metric in wanted} <= final["metrics"].keys()
 
 

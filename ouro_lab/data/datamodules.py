@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ouro_lab.data.metrics import EvaluationMetrics
 from ouro_lab.data.ramp import Ramp
@@ -69,9 +70,7 @@ class OrderedData(L.LightningDataModule, ABC):
         accumulate = self.trainer.accumulate_grad_batches
         part = self._slice()
         sampler = StepSampler(lambda: self.trainer.global_step * accumulate, accumulate, self.skipped)
-        return DataLoader(
-            MicroBatches(self.read_train, part), batch_size=None, sampler=sampler, num_workers=self.workers
-        )
+        return self._loaded(MicroBatches(self.read_train, part), sampler)
 
     def origin(self, step: int) -> tuple[int, list[int]]:
         """The global batch that optimiser step `step` (from 0) reads, and the first and last of its samples."""
@@ -113,7 +112,14 @@ class OrderedData(L.LightningDataModule, ABC):
         read = _Split(self, split)
         size = self.eval_batch_size or self.micro_batch_size
         batches = EvaluationBatches(read, self.evaluation_size(split), size, world, rank)
-        return DataLoader(batches, batch_size=None, num_workers=self.workers)
+        return self._loaded(batches)
+
+    def _loaded(self, batches: Dataset[Batch], sampler: Sampler[Any] | None = None) -> DataLoader[Batch]:
+        """Workers are forks: what they read with is no function that could be sent to a new Python."""
+        context = "fork" if self.workers else None
+        return DataLoader(
+            batches, batch_size=None, sampler=sampler, num_workers=self.workers, multiprocessing_context=context
+        )
 
 
 class _Split:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import parent_process
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -24,7 +24,8 @@ def in_order(work: Callable[[Item], Any], items: Iterable[Item], workers: int) -
     if workers <= 1:
         yield from map(work, items)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(work,))
+    context = get_context("fork")  # `work` is often no function that could be sent to a new Python
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(work,))
     waiting: deque[Future[Any]] = deque()
     try:
         for item in items:

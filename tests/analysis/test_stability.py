@@ -1,4 +1,4 @@
-"""Stable rates by hand: each way of being unstable, the rule of the first unstable rate, and a verdict on them."""
+"""Sensitivity to the learning rate by hand, what leaves a seed without, and a verdict on it."""
 
 from typing import Any
 
@@ -7,82 +7,69 @@ import pytest
 
 from analysis.runs import StudyResult
 from analysis.samples import arm_sample, paired_sample
-from analysis.stability import STABLE_RATE, stable, stable_rates
+from analysis.stability import LR_SENSITIVITY, lr_sensitivity
 from ouro_lab.check import check
 from ouro_lab.config import ConfigError
 from ouro_lab.study import Study
 
-FALLING, SPIKED, RISEN = [2.0, 1.5, 1.2, 1.0], [2.0, 1.5, 1.71, 1.0], [2.0, 1.9, 2.05, 2.0]
+INITIAL = 4.0  # the first logged training loss of the lowest rate
 
 
-@pytest.mark.parametrize(
-    ("losses", "state", "expected"),
-    [
-        (FALLING, "done", True),
-        (FALLING, "diverged", False),
-        ([2.0, 1.5, 1.69, 1.0], "done", True),  # 0.19 above the lowest before it; the limit is a tenth of the first
-        (SPIKED, "done", False),
-        (RISEN, "done", False),  # ends where it began
-        ([2.0, float("nan"), 1.0], "done", False),
-        ([-0.1, -0.2, -0.3], "done", True),  # an expected loss less its entropy may lie below 0
-    ],
-)
-def test_a_run_is_stable_unless_it_diverged_spiked_or_ended_above_its_start(losses, state, expected) -> None:
-    assert stable(losses, state) is expected
-
-
-def result(curves: dict[tuple[str, int, float], tuple[list[float], str]], seeds: list[int]) -> StudyResult:
-    """(arm, seed, rate) → its losses and state."""
-    grid = sorted({lr for _, _, lr in curves})
+def result(finals: dict[tuple[str, int], dict[float, float | str]], seeds: list[int]) -> StudyResult:
+    """(arm, seed) → by rate its final validation loss, or its state where it has none."""
     rows, points = [], []
-    for number, ((arm, seed, lr), (losses, state)) in enumerate(curves.items()):
-        rows.append({"id": str(number), "arm": arm, "seed": seed, "lr": lr, "phase": "lr", "state": state})
-        points += [(str(number), step, "train/loss", loss) for step, loss in enumerate(losses)]
-        points.append((str(number), 0, "val/loss", 99.0))
-    study: dict[str, Any] = {"seeds": seeds, "sweep": {arm: {"grid": grid} for arm, _, _ in curves}}
+    for (arm, seed), by_rate in finals.items():
+        for lr, final in by_rate.items():
+            name, lowest = f"{arm}-{lr}-{seed}", lr == min(by_rate)
+            state = final if isinstance(final, str) else "done"
+            rows.append({"id": name, "arm": arm, "seed": seed, "lr": lr, "phase": "lr", "state": state})
+            points += [(name, 10, "train/loss", INITIAL if lowest else 9.0), (name, 20, "train/loss", 0.5)]
+            points += [(name, 10, "val/loss", 7.0)] + (
+                [] if isinstance(final, str) else [(name, 20, "val/loss", final)]
+            )
+    grids = {arm: {"grid": list(by_rate)} for (arm, _), by_rate in finals.items()}
+    study: dict[str, Any] = {"seeds": seeds, "sweep": grids}
     return StudyResult(study, pd.DataFrame(rows), pd.DataFrame(points, columns=["id", "step", "metric", "value"]), [])
 
 
-def test_the_rate_is_the_highest_below_the_first_unstable_one() -> None:
+def test_it_is_the_mean_excess_over_the_lowest_loss_capped_at_the_initial_one() -> None:
     found = result(
         {
-            ("a", 0, 0.25): (FALLING, "done"), ("a", 0, 0.5): (FALLING, "done"), ("a", 0, 1.0): (SPIKED, "done"),
-            ("a", 1, 0.25): (SPIKED, "done"), ("a", 1, 0.5): (FALLING, "done"), ("a", 1, 1.0): (FALLING, "done"),
-            ("a", 2, 0.25): (FALLING, "done"), ("a", 2, 0.5): (FALLING, "done"), ("a", 2, 1.0): (FALLING, "done"),
-            ("a", 3, 0.25): (FALLING, "done"), ("a", 3, 0.5): (FALLING, "running"), ("a", 3, 1.0): ([], "diverged"),
-            ("a", 5, 0.25): (FALLING, "done"), ("a", 5, 0.5): (SPIKED, "done"), ("a", 5, 1.0): (SPIKED, "done"),
+            ("a", 0): {0.1: 1.0, 0.2: 2.0, 0.4: 3.0},  # (0 + 1 + 2) / 3
+            ("a", 1): {0.1: 3.0, 0.2: 2.0, 0.4: 50.0},  # (1 + 0 + min(50, 4) − 2) / 3
+            ("a", 2): {0.1: 1.0, 0.2: 1.0, 0.4: "diverged"},  # (0 + 0 + 4 − 1) / 3
+            ("a", 3): {0.1: 1.0, 0.2: "running", 0.4: 1.0},
+            ("a", 9): {0.1: 1.0, 0.2: 1.0, 0.4: 1.0},  # no seed of the verdict
         },
         [0, 1, 2, 3, 4],
-    )  # fmt: skip
-    unfinished = "its grid of rates is unfinished"
-    missing = {2: "still stable at 1, where study.lr.grid ends", 3: unfinished, 4: unfinished}
-    assert stable_rates(found, "a") == ({0: -1.0, 1: -3.0}, missing)
-    sample = arm_sample(found, "a", STABLE_RATE)
-    assert (sample.values, sample.missing) == ({0: -1.0, 1: -3.0}, missing)
+    )
+    values, missing = lr_sensitivity(found, "a")
+    assert values == pytest.approx({0: 1.0, 1: 1.0, 2: 1.0})
+    assert missing == dict.fromkeys((3, 4), "its grid of rates is unfinished")
+    sample = arm_sample(found, "a", LR_SENSITIVITY)
+    assert (sample.values, sample.missing) == (values, missing)
     assert sample.diverged == ()  # a rate that diverges is a value, and no lost seed
 
 
-def test_a_contrast_pairs_the_seeds_in_octaves() -> None:
-    first_unstable = {"a": 2.0, "b": 1.0}
-    curves = {
-        (arm, seed, lr): (FALLING, "done") if lr < limit else ([], "diverged")
-        for arm, limit in first_unstable.items()
-        for seed in (0, 1)
-        for lr in (0.5, 1.0, 2.0)
+def test_equal_losses_are_not_sensitive_and_a_run_that_logged_nothing_is_no_datum() -> None:
+    found = result({("a", 0): {0.1: 2.0, 0.2: 2.0}}, [0])
+    assert lr_sensitivity(found, "a") == ({0: 0.0}, {})
+    silent = StudyResult(found.study, found.runs, found.curves[found.curves["metric"] != "train/loss"], [])
+    assert lr_sensitivity(silent, "a") == ({}, {0: "no training loss was logged at 0.1"})
+
+
+def test_a_contrast_pairs_the_seeds() -> None:
+    finals = {("a", seed): {0.1: 1.0, 0.2: 1.0} for seed in (0, 1)} | {
+        ("b", seed): {0.1: 1.0, 0.2: 2.0} for seed in (0, 1)
     }
-    sample = paired_sample(result(curves, [0, 1]), {"metric": STABLE_RATE, "arm": "a", "reference": "b"})
-    assert sample.pairs(sample.seeds) == ([0.0, 0.0], [-1.0, -1.0])
-
-
-def test_a_run_that_logged_nothing_is_no_datum() -> None:
-    with pytest.raises(ValueError, match="nothing was logged"):
-        stable([], "done")
+    sample = paired_sample(result(finals, [0, 1]), {"metric": LR_SENSITIVITY, "arm": "a", "reference": "b"})
+    assert sample.pairs(sample.seeds) == ([0.0, 0.0], [0.5, 0.5])
 
 
 def test_the_studys_contrasts_need_a_grid_on_the_verdicts_seeds() -> None:
     assert check(Study("stability"))
     for override in ("study.lr=null", "study.lr.seeds=[0,1]"):
-        with pytest.raises(ConfigError, match=r"metric = log2_stable_rate: needs study.lr.grid, and study.seeds among"):
+        with pytest.raises(ConfigError, match=r"metric = lr_sensitivity: needs study.lr.grid, and study.seeds among"):
             check(Study("stability", [override]))
 
 
