@@ -5,10 +5,13 @@ in log rate of min(ℓ(rate), ℓ₀) − ℓ*, where ℓ is the final validatio
 lowest ℓ of the grid; in nats. A run that diverged counts ℓ₀. It needs no threshold that says what a spike is.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from analysis.runs import StudyResult
 from ouro_lab.metrics_log import LR_SENSITIVITY
 
-__all__ = ["LR_SENSITIVITY", "lr_sensitivity"]
+__all__ = ["LR_SENSITIVITY", "lr_sensitivity", "same_grid"]
 
 
 def lr_sensitivity(result: StudyResult, arm: str) -> tuple[dict[int, float], dict[int, str]]:
@@ -36,6 +39,12 @@ def lr_sensitivity(result: StudyResult, arm: str) -> tuple[dict[int, float], dic
         found[int(seed)] = sum(losses) / len(losses) - min(losses)
         del missing[seed]
     return found, missing
+
+
+def same_grid(study: Mapping[str, Any], metric: str, arms: Iterable[str]) -> bool:
+    """Whether the metric is read off one grid of rates for all of `arms`, so that no rate of theirs was chosen."""
+    grids = [(study.get("sweep") or {}).get(arm, {}).get("grid") for arm in arms]
+    return metric == LR_SENSITIVITY and all(grid == grids[0] for grid in grids)
 
 
 def _curve(result: StudyResult, run_id: str, metric: str) -> list[float]:

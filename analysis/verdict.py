@@ -13,6 +13,7 @@ from typing import Any
 from analysis import statistics
 from analysis.runs import StudyResult
 from analysis.samples import PairedSample, paired_sample, positive_control
+from analysis.stability import same_grid
 
 ALPHA = 0.05
 POWER = 0.8
@@ -179,7 +180,8 @@ def _refusal(result: StudyResult, sample: PairedSample) -> str | None:
 
 
 def _qualifiers(study: Mapping[str, Any], contrast: Mapping[str, Any]) -> list[str]:
-    matched = all(study["arms"][contrast[role]].get("lr_matched") for role in ("arm", "reference"))
+    arms = contrast["arm"], contrast["reference"]
+    matched = all(study["arms"][arm].get("lr_matched") for arm in arms) or same_grid(study, contrast["metric"], arms)
     registered = study.get("registered") or {}
     found = [] if matched else ["unmatched"]
     return found if registered.get("hash") == study["hash"] else [*found, "exploratory"]

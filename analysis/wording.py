@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.runs import StudyResult
 from analysis.samples import positive_control, targets
+from analysis.stability import same_grid
 from analysis.verdict import ALPHA, Verdict
 
 QUANTITIES = {
@@ -176,7 +177,10 @@ def _level(verdict: Verdict) -> str:
 
 def rates(study: Mapping[str, Any], verdict: Verdict) -> str:
     """How the learning rates of both arms were chosen."""
-    status = {name: study["arms"][name]["lr_status"] for name in (verdict.arm, verdict.reference)}
+    arms = verdict.arm, verdict.reference
+    if same_grid(study, verdict.metric, arms):
+        return "all rates of one grid"
+    status = {name: study["arms"][name]["lr_status"] for name in arms}
     said = set(status.values())
     return said.pop() if len(said) == 1 else ", ".join(f"{name}: {what}" for name, what in status.items())
 

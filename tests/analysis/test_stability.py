@@ -1,13 +1,15 @@
 """Sensitivity to the learning rate by hand, what leaves a seed without, and a verdict on it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from analysis import verdict, wording
 from analysis.runs import StudyResult
 from analysis.samples import arm_sample, paired_sample
-from analysis.stability import LR_SENSITIVITY, lr_sensitivity
+from analysis.stability import LR_SENSITIVITY, lr_sensitivity, same_grid
 from ouro_lab.check import check
 from ouro_lab.config import ConfigError
 from ouro_lab.study import Study
@@ -64,6 +66,19 @@ def test_a_contrast_pairs_the_seeds() -> None:
     }
     sample = paired_sample(result(finals, [0, 1]), {"metric": LR_SENSITIVITY, "arm": "a", "reference": "b"})
     assert sample.pairs(sample.seeds) == ([0.0, 0.0], [0.5, 0.5])
+
+
+def test_a_grid_that_both_arms_share_needs_no_choice_of_a_rate() -> None:
+    study = {"sweep": {"a": {"grid": [0.1, 0.2]}, "b": {"grid": [0.1, 0.2]}, "c": {"grid": [0.1, 0.4]}}}
+    assert same_grid(study, LR_SENSITIVITY, ("a", "b"))
+    assert not same_grid(study, LR_SENSITIVITY, ("a", "c"))
+    assert not same_grid(study, "accuracy", ("a", "b"))
+    edge = {"lr_matched": False, "lr_status": "optimum at the grid's edge"}
+    whole = study | {"arms": {"a": edge, "b": edge, "c": edge}, "registered": {"hash": "1"}, "hash": "1"}
+    contrast = {"arm": "a", "reference": "b", "metric": LR_SENSITIVITY}
+    assert verdict._qualifiers(whole, contrast) == []
+    assert verdict._qualifiers(whole, contrast | {"reference": "c"}) == ["unmatched"]
+    assert wording.rates(whole, SimpleNamespace(**contrast)) == "all rates of one grid"
 
 
 def test_the_studys_contrasts_need_a_grid_on_the_verdicts_seeds() -> None:
