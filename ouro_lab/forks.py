@@ -4,6 +4,7 @@ Never imported: `processes.Server` starts it and is the other end of its pipes.
 """
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -37,6 +38,8 @@ def serve() -> int:
     for name in IMPORTS:
         import_module(name)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a terminal or pipe of the launcher's must not wait for this process
+    gc.collect()
+    gc.freeze()  # what a fork does not look at, it need not copy
     forks: dict[int, int] = {}  # pid → number
     unread, listening = b"", True
     while listening or forks:
