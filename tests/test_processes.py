@@ -64,7 +64,9 @@ def test_a_run_outlives_the_server_and_is_still_the_launchers(tmp_path):
     wait_for(lambda: records.last_step(one.directory / "metrics.jsonl") > 0)
     server = processes._servers[-1].process
     os.killpg(server.pid, signal.SIGTERM)  # which it does not heed
-    assert server.poll() is None
+    log = tmp_path / "log.txt"
+    assert started(["study=p_hop", "arm=lopped"], log, True).wait(timeout=120) == 2
+    assert processes._servers[-1].process is server
     server.kill()
     server.wait()
     assert not pool.reap()
@@ -72,7 +74,8 @@ def test_a_run_outlives_the_server_and_is_still_the_launchers(tmp_path):
     pool.stop()
     assert one.state == "to do"
     assert records.checkpoint_step(one.directory) > 0, "stopped as any run"
-    assert started(["study=p_hop", "arm=lopped"], tmp_path / "log.txt", True).wait(timeout=120) == 2  # a new server
+    assert started(["study=p_hop", "arm=lopped"], log, True).wait(timeout=120) == 2
+    assert processes._servers[-1].process is not server
 
 
 def test_a_forked_run_has_loader_workers():
