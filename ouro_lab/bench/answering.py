@@ -112,11 +112,11 @@ class Answering:
 
     @torch.inference_mode()
     def passes(self) -> None:
-        """Of full slots through one loop, half-way through a sequence; nothing is decided."""
+        """Of full slots through a loop of their own, half-way through a sequence; nothing is decided."""
         slots = self.engine.slots
         slots.position = [len(self.sequences[0]) // 2] * self.batch
         for _ in range(PASSES):
-            slots.loop = [0] * self.batch
+            slots.loop = [slot % slots.loops for slot in self.slots]
             slots.advance(self.slots, self.engine.cache)
 
     def heads(self) -> None:

@@ -1,7 +1,7 @@
 """Generation: a full-depth token against its matrix products alone, exits against what their loops cost, speculation.
 
-Ideal time of exits: executed loops at the time of a pass over full slots, and tokens at the time of the head, both
-measured in turn with it. Weights are untrained; what is drawn is how deep a token goes.
+Ideal time of exits: executed loops at the time of a pass over full slots, each at a loop of its own, and tokens at the
+time of the head, both measured in turn with it. Weights are untrained; what is drawn is how deep a token goes.
 """
 
 from collections.abc import Callable, Iterator
@@ -110,8 +110,8 @@ class Decoding:
 
     @torch.inference_mode()
     def one_pass(self) -> None:
-        """Of the first loop, at the places where the slots are; nothing is decided."""
-        self.engine.slots.loop = [0] * len(self.slots)
+        """At the places where the slots are, one at each loop in turn; nothing is decided."""
+        self.engine.slots.loop = [slot % self.engine.slots.loops for slot in self.slots]
         self.engine.slots.advance(self.slots, self.engine.cache)
 
 

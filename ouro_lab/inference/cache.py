@@ -14,6 +14,7 @@ definition in code.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +26,15 @@ POLICIES = ("full", "last_available", "last", "first", "mean")
 SHARED = ("last", "first", "mean")  # one plane for all loops
 HOLES = "must be last_available, last, first or mean where tokens may exit early"
 
-Write = Callable[[int, Tensor], None]  # (layer, keys and values)
-Read = Callable[[int, Tensor], Tensor]  # (layer, queries)
+Place = tuple[int, int, int]  # slot, loop (one-based), position
+Keep = Callable[[int, Tensor], None]  # (layer, keys and values)
+
+
+class Group(NamedTuple):
+    rows: slice
+    plane: int
+    slots: slice
+    position: int
 
 
 def check_policy(name: str, policy: str) -> None:
@@ -53,19 +61,15 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         check_policy("policy", policy)
-        self.policy, self.loops, self.length, self.slots = policy, loops, length, slots
+        self.policy, self.loops, self.length = policy, loops, length
         self.planes = 1 if policy in SHARED else loops
         self.key_heads = config.kv_heads
-        heads, size, kind = (
-            2 * config.kv_heads,
-            config.head_dim,
-            {"dtype": dtype, "device": device},
-        )  # keys, then values
-        # A head's positions lie together, as its products read them: [L, P, B, 2K, S, D].
-        self.data = torch.zeros(config.layers, self.planes, slots, heads, length, size, **kind)
-        self._heads = torch.arange(0, heads * length, length, device=device)  # where they are from a row's first
+        size, kind = config.head_dim, {"dtype": dtype, "device": device}
+        # A head's positions lie together, as its products read them, and so do the heads of neighbouring slots.
+        self.data = torch.zeros(config.layers, self.planes, 2, slots, config.kv_heads, length, size, **kind)
+        # What `finish` will put in place.
         pending = slots if policy in ("first", "mean") else 0
-        self.pending = torch.zeros(config.layers, pending, heads, size, **kind)  # what `finish` will put in place
+        self.pending = torch.zeros(config.layers, pending, 2 * config.kv_heads, size, **kind)
 
     @property
     def bytes(self) -> int:
@@ -80,66 +84,78 @@ class KVCache:
 
         others: caches that keep the same tokens, for later.
         """
-        writers = [cache.writing(slots, loops, positions) for cache in (self, *others)]
-        read = self.reading(slots, loops, positions)
 
-        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
-            for write in writers:
-                write(layer, kv)
-            return read(layer, q)
+        tokens = list(zip(slots, loops, positions, strict=True))
+
+        def attend(q: Tensor, kv: Tensor) -> Callable[[int], Tensor]:
+            writes = [cache._writing(tokens, kv) for cache in (self, *others)]
+            read = self._reading(tokens, q)
+
+            def layer(number: int) -> Tensor:
+                for write in writes:
+                    write(number)
+                return read(number)
+
+            return layer
 
         return attend
 
-    def writing(self, slots: list[int], loops: list[int], positions: list[int]) -> Write:
+    def _writing(self, tokens: list[Place], kv: Tensor) -> Callable[[int], None]:
         """Puts keys and values [N, 2K, D] of one loop of N tokens where they belong; every row has its own loop."""
-        where = zip(slots, loops, positions, strict=True)
-        places = [self._place(self.plane(loop), slot, position) for slot, loop, position in where]
-        index = torch.tensor(places, device=self.data.device).unsqueeze(1).add(self._heads).flatten()
-        keep = self._keeping(slots, loops)
-        flat = self.data.flatten(1, 4).unbind()  # L × [P·B·2K·S, D]
+        pairs = kv.unflatten(1, (2, -1)).transpose(0, 1)  # [2, N, K, D]
+        moves = []
+        for rows, plane, slots, position in self._together(tokens):
+            places = self.data[:, plane, :, slots, :, position].unbind()  # L × [2, n, K, D]
+            moves.append((places, pairs[:, rows]))
+        keep = self._keeping(tokens)
 
-        def write(layer: int, kv: Tensor) -> None:
-            flat[layer].index_copy_(0, index, kv.flatten(0, 1))
+        def write(layer: int) -> None:
+            for places, new in moves:
+                places[layer].copy_(new)
             if keep is not None:
                 keep(layer, kv)
 
         return write
 
-    def reading(self, slots: list[int], loops: list[int], positions: list[int]) -> Read:
+    def _reading(self, tokens: list[Place], q: Tensor) -> Callable[[int], Tensor]:
         """Attention of N tokens' queries [N, H, D] over all that is in their slots up to their own place; [N, H·D].
 
-        Queries carry the scale. Row by row over just as much as there is: rows
-        may be at any loop and length, and none pays for another's.
+        Queries carry the scale. Over just as much as there is: rows may be at any loop and length, and none pays for
+        another's.
         """
-        where = zip(slots, loops, positions, strict=True)
-        rows = [self._seen(self.plane(loop), slot, position + 1) for slot, loop, position in where]
         wide = torch.promote_types(torch.float32, self.data.dtype)
+        mixed = q.new_empty(q.shape[0], self.key_heads, q.shape[1] // self.key_heads, q.shape[2])
+        flat, groups = mixed.flatten(1), []
+        for rows, plane, slots, position in self._together(tokens):
+            keys, values = self.data[:, plane, :, slots, :, : position + 1].flatten(2, 3).unbind(1)  # [L, n·K, S, D]
+            out = mixed[rows].flatten(0, 1)  # [n·K, H/K, D]
+            groups.append((q[rows], keys.transpose(2, 3).unbind(), values.unbind(), out))
 
-        def read(layer: int, q: Tensor) -> Tensor:
-            grouped = q.view(len(rows), self.key_heads, -1, q.shape[-1])  # [N, K, H/K, D]
-            mixed = torch.empty_like(grouped, memory_format=torch.contiguous_format)
-            for row, one, out in zip(rows, grouped.unbind(), mixed.unbind(), strict=True):
-                keys, values = row[layer]
-                weights = torch.bmm(one, keys).softmax(-1, dtype=wide).to(q.dtype)  # [K, H/K, S]
-                torch.bmm(weights, values, out=out)
-            return mixed.flatten(1)
+        def read(layer: int) -> Tensor:
+            for some, keys, values, out in groups:
+                scores = torch.bmm(some.reshape(out.shape), keys[layer])  # [n·K, H/K, S]
+                torch.bmm(scores.softmax(-1, dtype=wide).to(q.dtype), values[layer], out=out)
+            return flat
 
         return read
 
-    def _seen(self, plane: int, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
-        """Per layer keys [K, D, S] and values [K, S, D]; views."""
-        keys, values = self.data[:, plane, slot, :, :length].split(self.key_heads, 1)  # [L, K, S, D]
-        return list(zip(keys.transpose(2, 3).unbind(), values.unbind(), strict=True))
-
-    def _place(self, plane: int, slot: int, position: int) -> int:
-        """Of the first head, among the rows of a layer."""
-        return (plane * self.slots + slot) * 2 * self.key_heads * self.length + position
+    def _together(self, tokens: list[Place]) -> list[Group]:
+        """Tokens at one plane and position, in slots side by side, share operations."""
+        groups: list[Group] = []
+        for row, (slot, loop, position) in enumerate(tokens):
+            last, plane = groups[-1] if groups else None, self.plane(loop)
+            if last and (last.plane, last.slots.stop, last.position) == (plane, slot, position):
+                groups[-1] = Group(slice(last.rows.start, row + 1), plane, slice(last.slots.start, slot + 1), position)
+            else:
+                groups.append(Group(slice(row, row + 1), plane, slice(slot, slot + 1), position))
+        return groups
 
     def prompt(self, slot: int, loop: int, layer: int, kv: Tensor) -> None:
         """Keeps what the policy wants of a prompt's keys and values [S, 2K, D] in a loop; all loops are executed."""
         if self.policy == "first" and loop > 1 or self.policy == "last" and loop < self.loops:
             return
-        kept, kv = self.data[layer, self.plane(loop), slot, :, : kv.shape[0]], kv.transpose(0, 1)
+        kept = self.data[layer, self.plane(loop), :, slot, :, : kv.shape[0]]
+        kv = kv.unflatten(1, (2, -1)).permute(1, 2, 0, 3)  # [2, K, S, D]
         if self.policy == "mean" and loop > 1:
             kept.lerp_(kv, 1 / loop)
         else:
@@ -153,16 +169,18 @@ class KVCache:
         """
         for slot, depth, position in zip(slots, executed, positions, strict=True):
             if self.pending.numel():
-                self.data[:, 0, slot, :, position] = self.pending[:, slot]
+                self.data[:, 0, :, slot, :, position] = self.pending[:, slot].unflatten(1, (2, -1))
             elif self.planes > depth:
                 if self.policy == "full":
                     raise ValueError(f"policy = full: a token left after loop {depth} of {self.loops}; {HOLES}")
-                self.data[:, depth:, slot, :, position] = self.data[:, depth - 1 : depth, slot, :, position]
+                of_token = self.data[:, :, :, slot, :, position]  # [L, P, 2, K, D]
+                of_token[:, depth:] = of_token[:, depth - 1 : depth]
 
-    def _keeping(self, slots: list[int], loops: list[int]) -> Write | None:
+    def _keeping(self, tokens: list[Place]) -> Keep | None:
         """Of `first` and `mean`: what is wanted of the loops so far, beside the place that the current loop fills."""
         if not self.pending.numel():
             return None
+        slots, loops, _ = zip(*tokens, strict=True)
         index = torch.tensor(slots, device=self.data.device)
         loop = torch.tensor(loops, dtype=self.data.dtype, device=self.data.device).view(-1, 1, 1)
         fresh = loop == 1  # not by a weight of 0 for what the slot's last owner left: that may be infinite

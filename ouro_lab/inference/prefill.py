@@ -5,6 +5,9 @@ reads their first loop, which is complete before the second begins. Under `last`
 the last one of the token before it.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,9 +40,12 @@ class Prefill:
         return hidden[torch.tensor(lengths, device=device).cumsum(0) - 1]
 
     def _attend(self, loop: int, slots: list[int], lengths: list[int]) -> Attend:
-        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        def attend(q: Tensor, kv: Tensor) -> Callable[[int], Tensor]:
+            return partial(mix, q, kv)
+
+        def mix(q: Tensor, kv: Tensor, layer: int) -> Tensor:
             if loop == 1 and self.policy == "first":
-                self.first.append(kv)
+                self.first.append(kv.clone())  # the next layer writes over it
             earlier = self.first[layer] if loop > 1 and self.policy == "first" else None
             mixed, start = [], 0
             for slot, length in zip(slots, lengths, strict=True):

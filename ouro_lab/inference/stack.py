@@ -5,20 +5,23 @@ all as [in, out], which reads memory in the order in which it lies. They are cop
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ouro_lab.model.attention import Rope, rope_tables
+from ouro_lab.inference.rows import Rows, norm_of
+from ouro_lab.model.attention import rope_tables
 from ouro_lab.model.config import ModelConfig
-from ouro_lab.model.layers import GELU, Attention, Layer, RMSNorm, SwiGLU
+from ouro_lab.model.layers import GELU, Attention, Layer, SwiGLU
 from ouro_lab.model.transformer import LoopedTransformer
 
-# (layer, q [R, H, D], keys and values [R, 2K, D]) -> [R, H·D]; queries and keys are rotated
-Attend = Callable[[int, Tensor, Tensor], Tensor]
-Map = Callable[[Tensor], Tensor]
+# Of q [R, H, D] and keys and values [R, 2K, D], which every layer writes anew, what a layer then attends to: [R, H·D].
+Attend = Callable[[Tensor, Tensor], Callable[[int], Tensor]]
+Columns = tuple[Tensor, Tensor | None]  # weight [out, in] and bias [out]
+Product = Callable[[Tensor, Tensor], Tensor]  # (x [R, in], where to put it [R, out])
+KEPT_ROWS = 64
 
 
 class Stack:
@@ -39,6 +42,7 @@ class Stack:
         self.norm = norm_of(model.norm)
         self.head = model.head_weight.detach().t().contiguous()  # [d, V]
         self.gate = model.early_exit_gate
+        self._rows: Rows | None = None
 
     @property
     def device(self) -> torch.device:
@@ -57,18 +61,28 @@ class Stack:
         """[R] int64 to [R, d]."""
         return F.embedding(tokens, self.embedding)
 
-    def rope(self, positions: Tensor, length: int) -> Rope:
-        """Tables [R, 1, 2, D/2] of positions [R] int64, all below `length`: cosines, and sines with their signs."""
-        tables = rope_tables(length, self.config.head_dim, self.config.rope_base, self.device)  # [S, 1, D]
-        cos, sin = (table.index_select(0, positions).unflatten(-1, (2, -1)).to(self.cache_dtype) for table in tables)
-        return cos, sin
+    def rope(self, positions: Tensor, length: int) -> Tensor:
+        """Turns of positions [R] int64, all below `length`: [R, 1, D/2] complex, cos + i·sin."""
+        wide = self.cache_dtype == torch.float64
+        table = turns(length, self.config.head_dim, self.config.rope_base, wide, self.device)
+        return table.index_select(0, positions)
 
-    def loop(self, x: Tensor, rope: Rope, attend: Attend) -> tuple[Tensor, Tensor]:
+    def loop(self, x: Tensor, rope: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
         """The stack once: the stream that the next loop reads and the normed state, [R, d] each."""
+        rows = self._rows_for(x)
+        attention = attend(rows.q, rows.kv)
         for number, layer in enumerate(self.layers):
-            x = layer(number, x, rope, attend, self.cache_dtype)
-        hidden = self.norm(x)
-        return (hidden if self.config.norm_between_loops else x), hidden
+            layer(rows, rope, partial(attention, number))
+        hidden = self.norm(rows)
+        return (hidden if self.config.norm_between_loops else rows.x.clone()), hidden
+
+    def _rows_for(self, x: Tensor) -> Rows:
+        """Holding x; of few rows the buffers are the last ones where they fit, as making them takes a layer's time."""
+        rows = self._rows if self._rows is not None and len(self._rows.x) == len(x) else None
+        rows = rows or Rows(self.config, len(x), self.dtype, self.cache_dtype, self.device)
+        self._rows = rows if len(x) <= KEPT_ROWS else None
+        rows.x.copy_(x)
+        return rows
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, d] to [R, V]."""
@@ -86,90 +100,79 @@ def obstacle(config: ModelConfig) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4)
+def turns(length: int, head_dim: int, base: float, wide: bool, device: torch.device) -> Tensor:
+    """`rope_tables` as complex numbers [S, 1, D/2], in double precision if `wide`; made once, not to be written to."""
+    cos, sin = (table[..., head_dim // 2 :] for table in rope_tables(length, head_dim, base, device))
+    return torch.complex(cos, sin).to(torch.complex128 if wide else torch.complex64)
+
+
 class FusedLayer:
-    """`Layer` with fewer products and operations; norms keep their gains, so that rounding stays the layer's."""
+    """`Layer` with fewer products and operations. A head's numbers lie in another order than the model's: pairs that
+    rotary embedding turns together stand side by side, in queries and keys alike, so that no score changes.
+    """
 
     def __init__(self, layer: Layer, head_dim: int) -> None:
         attention: Attention = layer.self_attn
-        self.dim = head_dim
-        self.heads = attention.q_proj.out_features // head_dim
-        self.key_heads = attention.k_proj.out_features // head_dim
+        before_attention, before_mlp = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
+        self.before_attention, self.before_mlp = before_attention.before, before_mlp.before
         # Queries carry the scale of the scores, exactly where it is a power of two, as with 16, 64 or 256 a head.
-        scales = (head_dim**-0.5, 1.0, 1.0)
-        self.qkv = fused((attention.q_proj, attention.k_proj, attention.v_proj), scales)
-        self.out = fused((attention.o_proj,))
-        self.mlp = mlp_of(layer.mlp)
-        self.before_attention, self.before_mlp = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
-        self.add_attention = branch_of(layer.input_layernorm_2)
-        self.add_mlp = branch_of(layer.post_attention_layernorm_2)
+        projections = [
+            paired(attention.q_proj, head_dim, head_dim**-0.5),
+            paired(attention.k_proj, head_dim),
+            columns(attention.v_proj),
+        ]
+        self.qkv = product(projections, before_attention.gain)
+        self.out = product([columns(attention.o_proj)])
+        self.add_attention = norm_of(layer.input_layernorm_2).add
+        self.mlp = mlp_of(layer.mlp, before_mlp.gain)
+        self.add_mlp = norm_of(layer.post_attention_layernorm_2).add
 
-    def __call__(self, number: int, x: Tensor, rope: Rope, attend: Attend, dtype: torch.dtype) -> Tensor:
-        """[R, d] to [R, d]. Few and in place: an operation here costs what it takes to start."""
-        qkv = self.qkv(self.before_attention(x)).to(dtype).view(x.shape[0], -1, self.dim)  # [R, H + 2K, D]
-        rotate_(qkv[:, : self.heads + self.key_heads], rope)
-        q, kv = qkv.split((self.heads, 2 * self.key_heads), 1)
-        x = self.add_attention(x, self.out(attend(number, q, kv).to(x.dtype)))
-        return self.add_mlp(x, self.mlp(self.before_mlp(x)))
-
-
-def rotate_(x: Tensor, rope: Rope) -> None:
-    """Rotary embedding of x [R, heads, D], in place."""
-    cos, sin = rope
-    halves = x.view(*x.shape[:2], 2, -1)  # [R, heads, 2, D/2]
-    swapped = halves.flip(2)
-    halves.mul_(cos).addcmul_(swapped, sin)
+    def __call__(self, rows: Rows, rope: Tensor, attention: Callable[[], Tensor]) -> None:
+        self.qkv(self.before_attention(rows), rows.qkv)
+        if rows.attended is not rows.qkv:
+            rows.attended.copy_(rows.qkv)
+        rows.rotate(rope)
+        self.out(attention().to(rows.y.dtype), rows.y)
+        self.add_attention(rows)
+        self.mlp(self.before_mlp(rows), rows)
+        self.add_mlp(rows)
 
 
-def fused(linears: Sequence[nn.Linear], scales: Sequence[float] = (1.0,)) -> Map:
-    """One product for maps of the same input, each times its scale."""
-    pairs = list(zip(linears, scales, strict=True))
-    weight = torch.cat([linear.weight.detach() * scale for linear, scale in pairs]).t().contiguous()  # [in, out]
-    if linears[0].bias is None:
-        return partial(torch.mm, mat2=weight)
-    bias = torch.cat([linear.bias.detach() * scale for linear, scale in pairs])
-    return lambda x: torch.addmm(bias, x, weight)
+def columns(linear: nn.Linear) -> Columns:
+    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
 
 
-def mlp_of(mlp: SwiGLU | GELU) -> Map:
-    down = fused((mlp.down_proj,))
+def paired(linear: nn.Linear, head_dim: int, scale: float = 1.0) -> Columns:
+    """Times `scale`, and a head's halves interleaved."""
+
+    def of(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2) * scale
+
+    weight, bias = columns(linear)
+    return of(weight), None if bias is None else of(bias)
+
+
+def product(parts: Sequence[Columns], gain: Tensor | None = None) -> Product:
+    """One product for maps of the same input, which is first multiplied by `gain`."""
+    weight = torch.cat([weight for weight, _ in parts])
+    weight = (weight if gain is None else weight * gain).t().contiguous()  # [in, out]
+    if parts[0][1] is None:
+        return lambda x, out: torch.mm(x, weight, out=out)
+    bias = torch.cat([bias for _, bias in parts])
+    return lambda x, out: torch.addmm(bias, x, weight, out=out)
+
+
+def mlp_of(mlp: SwiGLU | GELU, gain: Tensor | None) -> Callable[[Tensor, Rows], object]:
+    """From the normed stream, but for `gain`, to y."""
+    down = product([columns(mlp.down_proj)])
     if isinstance(mlp, GELU):
-        up = fused((mlp.up_proj,))
-        return lambda x: down(F.gelu(up(x), approximate="tanh"))
-    both = fused((mlp.gate_proj, mlp.up_proj), (1.0, 1.0))
+        up = product([columns(mlp.up_proj)], gain)
+        return lambda x, rows: down(F.gelu(up(x, rows.inner), approximate="tanh"), rows.y)
+    both = product([columns(mlp.gate_proj), columns(mlp.up_proj)], gain)
 
-    def swiglu(x: Tensor) -> Tensor:
-        gate, up = both(x).chunk(2, -1)
-        return down(F.silu(gate, inplace=True).mul_(up))
+    def swiglu(x: Tensor, rows: Rows) -> None:
+        both(x, rows.inner)
+        down(F.silu(rows.gate, inplace=True).mul_(rows.up), rows.y)
 
     return swiglu
-
-
-def norm_of(norm: nn.Module) -> Map:
-    """The norm; RMS norm in float32 and wider as g·√d·x/√(‖x‖² + d·ε), which are four operations."""
-    if not isinstance(norm, RMSNorm) or not quick(norm):
-        return norm
-    gain, floor = _constants(norm)
-    return lambda x: x.div(_length(x, floor)).mul_(gain)
-
-
-def branch_of(norm: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """(x, y) to x + norm(y), which may use y up."""
-    if not isinstance(norm, RMSNorm) or not quick(norm):
-        return lambda x, y: norm(y).add(x)
-    gain, floor = _constants(norm)
-    return lambda x, y: torch.addcmul(x, y.div_(_length(y, floor)), gain)
-
-
-def quick(norm: RMSNorm) -> bool:
-    """Whether operations may come in another order than the model's, whose own decide the rounding in narrow types."""
-    return norm.weight.dtype in (torch.float32, torch.float64)
-
-
-def _length(x: Tensor, floor: Tensor) -> Tensor:
-    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
-
-
-def _constants(norm: RMSNorm) -> tuple[Tensor, Tensor]:
-    """g·√d and √(d·ε)."""
-    root = norm.weight.numel() ** 0.5
-    return norm.weight.detach() * root, norm.weight.new_tensor(norm.eps**0.5 * root)

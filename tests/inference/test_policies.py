@@ -86,6 +86,27 @@ def test_the_oracle_at_full_depth_is_the_model(make_model, changes: dict) -> Non
         torch.testing.assert_close(torch.stack([step.logits for step in steps]), whole, **EXACT)
 
 
+@pytest.mark.parametrize(("slots", "groups"), [([0, 1, 2, 3], 1), ([0, 1, 3], 2), ([3, 1], 2)])
+def test_slots_side_by_side_at_one_place_share_their_products(
+    make_model, monkeypatch: pytest.MonkeyPatch, slots: list[int], groups: int
+) -> None:
+    model, prompts = make_model(), [[1, 2, 3], [5, 4, 8], [7, 8, 9], [10, 3, 2]]
+    engine = Engine(model, 4, 16)
+    engine.admit({slot: Request(prompts[slot]) for slot in slots}, None)
+    engine.go_on(dict.fromkeys(slots, 6))
+    heads, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, *rest, **out: heads.append(len(x)) or bmm(x, *rest, **out))
+    while not engine.advance(slots, None):
+        pass
+    products = 3 * 2 * 2  # loops, layers, scores and mix
+    assert (len(heads), sum(heads)) == (products * groups, products * len(slots) * model.config.kv_heads)
+    for found, slot in zip(engine.logits(slots), slots, strict=True):
+        oracle = Oracle(model)
+        for token in prompts[slot]:
+            oracle.step(token, False, None, 0)
+        torch.testing.assert_close(found, oracle.step(6, True, None, 0).logits, **EXACT)
+
+
 def test_policies_are_five_different_things(make_model, scattered) -> None:
     model = make_model()
 
