@@ -129,11 +129,12 @@ class KVCache:
         for rows, plane, slots, position in self._together(tokens):
             keys, values = self.data[:, plane, :, slots, :, : position + 1].flatten(2, 3).unbind(1)  # [L, n·K, S, D]
             out = mixed[rows].flatten(0, 1)  # [n·K, H/K, D]
-            groups.append((q[rows], keys.transpose(2, 3).unbind(), values.unbind(), out))
+            one = q[rows].view(out.shape) if rows.stop - rows.start == 1 else None
+            groups.append((rows, one, keys.transpose(2, 3).unbind(), values.unbind(), out))
 
         def read(layer: int) -> Tensor:
-            for some, keys, values, out in groups:
-                scores = torch.bmm(some.reshape(out.shape), keys[layer])  # [n·K, H/K, S]
+            for rows, one, keys, values, out in groups:
+                scores = torch.bmm(q[rows].reshape(out.shape) if one is None else one, keys[layer])  # [n·K, H/K, S]
                 torch.bmm(scores.softmax(-1, dtype=wide).to(q.dtype), values[layer], out=out)
             return flat
 
