@@ -1,11 +1,14 @@
 """Exits of a model that was trained: p-hop answers at the depth that a rule gives each, against what their loops cost.
 
-The committed trunk reads sequences symbol by symbol, forced, and answers at each; a slot whose token is over goes on
-with its next one, or with the next sequence, in the pass that follows. The ideal is `decoding.decode_exits`'s.
+A trunk (the committed narrow one, or CKPT's) reads sequences symbol by symbol, forced, and answers at each; a slot
+whose token is over goes on with its next one, or with the next sequence, in the pass that follows. Thresholds are those
+whose mean depth comes nearest to two loops. The ideal is `decoding.decode_exits`'s.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -18,24 +21,34 @@ from ouro_lab.bench.timing import Effort, interleave
 from ouro_lab.config import ROOT, build
 from ouro_lab.data.datamodules import TEST
 from ouro_lab.inference.engine import Engine
-from ouro_lab.inference.exits import Entropy, ExitRule, QExit
+from ouro_lab.inference.exits import Entropy, ExitRule, QExit, ThresholdRule
 from ouro_lab.interop import open_trunk
+from ouro_lab.starts import CKPT, given
 
 TRUNK = ROOT / "trunks" / "p_hop" / "seed_0"
-RULES = {"gate": QExit(q=0.3), "entropy": Entropy(h=0.5)}  # by what decides
+MEAN = 2.0  # loops
+# By what decides, and thresholds to choose from.
+RULES: dict[str, tuple[ThresholdRule, list[float]]] = {
+    "gate": (QExit(q=0.5), [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *(step / 10 for step in range(1, 10))]),
+    "entropy": (Entropy(h=0.5), [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]),
+}
 EACH = 4  # sequences of every number of hops
 PASSES, HEADS = 256, 256
 
 
 def answer_exits(effort: Effort) -> Iterator[Line]:
     """Share of the ideal speed, and answers right against those right at full depth."""
-    if not TRUNK.is_dir():
-        yield Skipped("answers", f"{TRUNK} is missing: the committed trunk")
+    source = given() if os.environ.get(CKPT) else TRUNK
+    if not source.exists():
+        yield Skipped("answers", f"{source} is missing: a p-hop trunk")
         return
-    model, sequences = trained()
-    for name, rule in RULES.items():
+    model, sequences = trained(source)
+    few = sequences[: len(sequences) // EACH]
+    what_trunk = f"{model.config.shape} p-hop trunk, d {model.config.width}"
+    for name, (family, thresholds) in RULES.items():
+        rule = nearest(model, few, family, thresholds)
         for batch, target in ((1, 0.90), (8, 0.75)):
-            asked = sequences if batch > 1 else sequences[: len(sequences) // EACH]
+            asked = sequences if batch > 1 else few
             ours, full = Answering(model, batch, asked, rule), Answering(model, batch, asked, None)
             sides = {"ours": ours, "pass": ours.passes, "head": ours.heads}
             samples = interleave(sides, effort)
@@ -43,18 +56,29 @@ def answer_exits(effort: Effort) -> Iterator[Line]:
             loops, tokens = sum(ours.depths) / batch, len(ours.depths) / batch
             depth = f"{fmean(ours.depths):.2f} loops (s.d. {pstdev(ours.depths):.2f})"
             quality = f"{ours.accuracy:.2f} right v {full.accuracy:.2f} at full depth"
-            what = f"p-hop trunk, {rule}, {depth}, {quality}, B {batch}: share of the ideal speed"
+            what = f"{what_trunk}, {rule}, {depth}, {quality}, B {batch}: share of the ideal speed"
             yield share_of_ideal(f"{name}_{batch}", what, samples, loops / PASSES, tokens / HEADS, target)
 
 
-def trained() -> tuple[Any, list[list[tuple[int, int]]]]:
+def trained(source: Path) -> tuple[Any, list[list[tuple[int, int]]]]:
     """The trunk and test sequences, one of each number of hops, then another: tokens and answers (< 0: none)."""
-    trunk = open_trunk(TRUNK)
+    trunk = open_trunk(source)
     task = build(OmegaConf.create(trunk.data), "data").task
     found = task.evaluation(TEST, EACH)
     pairs = zip(found["tokens"].tolist(), found["targets"].tolist(), strict=True)
     sequences = [list(zip(tokens, targets, strict=True)) for tokens, targets in pairs]
     return trunk.model, [sequence for turn in range(EACH) for sequence in sequences[turn::EACH]]
+
+
+def nearest(model: Any, sequences: list[Any], family: ThresholdRule, thresholds: list[float]) -> ThresholdRule:
+    """The rule of the family under which a token takes nearest to `MEAN` loops on average."""
+
+    def distance(rule: ThresholdRule) -> float:
+        answering = Answering(model, len(sequences), sequences, rule)
+        answering()
+        return abs(fmean(answering.depths) - MEAN)
+
+    return min((family.at(threshold) for threshold in thresholds), key=distance)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 
 from ouro_lab.bench import answering, decoding
 from ouro_lab.bench.timing import Effort
-from ouro_lab.inference.exits import RandomExit
+from ouro_lab.inference.exits import Entropy, QExit, RandomExit
 from ouro_lab.model import ModelConfig
 
 TINY = ModelConfig(vocab_size=64, layers=2, loops=4, width=32, heads=2)
@@ -63,22 +63,29 @@ def test_the_ideal_is_the_loops_and_heads_of_a_call() -> None:
 
 
 def test_the_trained_trunk_answers_at_depths_of_its_own() -> None:
-    model, sequences = answering.trained()
+    model, sequences = answering.trained(answering.TRUNK)
     one_of_each = sequences[: len(sequences) // answering.EACH]
     full = answering.Answering(model, 8, one_of_each, None)
     full()
     assert full.depths == [model.loops] * 8 * 49 and len(full.right) == 8 * 48
     assert full.accuracy > 0.99
-    ours = answering.Answering(model, 3, one_of_each, answering.RULES["entropy"])
+    ours = answering.Answering(model, 3, one_of_each, Entropy(0.5))
     ours()
     assert len(ours.depths) == len(full.depths) and len(ours.right) == len(full.right)
     assert set(ours.depths) == {1, 2, 3, 4} and fmean(ours.depths) == pytest.approx(2.1, abs=0.2)
     assert 0.5 < ours.accuracy < 0.9
 
 
+def test_the_threshold_comes_nearest_to_two_loops() -> None:
+    model, sequences = answering.trained(answering.TRUNK)
+    few = sequences[: len(sequences) // answering.EACH]
+    assert answering.nearest(model, few, Entropy(0.5), [0.01, 0.6, 1.2]) == Entropy(0.6)
+    assert answering.nearest(model, few, QExit(0.5), [1.0, 0.0]) == QExit(0.0)  # four loops, and one
+
+
 def test_the_rows_of_answers_say_what_exits_cost_in_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sequences = answering.trained()
-    monkeypatch.setattr(answering, "trained", lambda: (model, [sequences[0][:6]] * 8))
+    model, sequences = answering.trained(answering.TRUNK)
+    monkeypatch.setattr(answering, "trained", lambda source: (model, [sequences[0][:6]] * 8))
     monkeypatch.setattr(answering, "PASSES", 1)
     monkeypatch.setattr(answering, "HEADS", 1)
     rows = {row.case: row for row in answering.answer_exits(Effort(rounds=1, warm=0))}
