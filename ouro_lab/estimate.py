@@ -2,14 +2,18 @@
 
 import heapq
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ouro_lab import records
 from ouro_lab.assembly import Parts
-from ouro_lab.compute.hardware import training_rate
+from ouro_lab.bench.calibrate import step_speed
+from ouro_lab.compute.hardware import cpu_precision, training_rate
 from ouro_lab.config import build, plain
 from ouro_lab.study import Run, Study
-from ouro_lab.training.execution import settle
+from ouro_lab.training.execution import Execution, settle
+
+COMPILED_GAIN = 1.25  # of a small model's step, over blocks that are not compiled
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Price:
 
 def price(study: Study, parts: Mapping[str, Parts], measured: Mapping[str, tuple[float, str]]) -> Price:
     """By arm: its FLOPs at the FLOP/s that its runs reached (`measured`, with words), else at `rate`."""
-    guess = (rate(study), "analytic estimate, as in make list")
-    speed = {arm: measured.get(arm, guess) for arm in parts}
+    words = "analytic estimate, as in make list"
+    speed = {arm: measured[arm] if arm in measured else (rate(study, parts[arm]), words) for arm in parts}
     seconds = {arm: parts[arm].cost["training_flops"] / speed[arm][0] for arm in parts}
     threads = getattr(build(study.config.launcher, "launcher"), "threads", 1)
     return Price(seconds, {arm: words for arm, (_, words) in speed.items()}, slots(study), threads)
@@ -57,9 +61,30 @@ def slots(study: Study) -> int:
     return build(study.config.launcher, "launcher").room(study.config.trainer.get("accelerator", "cpu"), 1)
 
 
-def rate(study: Study) -> float:
-    """FLOP/s of one core here in the precision that the study would train in."""
-    return training_rate(settle(plain(study.config.trainer), 0.0, {}).precision)
+def rate(study: Study, part: Parts | None = None) -> float:
+    """FLOP/s of one core here in the precision that the study would train in: of an arm's training step if it has one.
+
+    Narrow models do not reach what products alone do: their steps move activations, which is measured apart, once.
+    """
+    if part is None or not part.cost["steps"] or part.trains != "all":
+        return training_rate(_settled(study, 0.0).precision)
+    execution = _settled(study, part.cost["training_flops"])
+    flops = part.cost["training_flops"] / part.cost["steps"]
+    try:
+        speed = step_speed("bfloat16" if "bf16" in execution.precision else "float32")
+    except RuntimeError:  # other processes disturb the measurement
+        return training_rate(execution.precision)
+    return flops / speed.seconds(flops, part.cost["activation_bytes"]) * (COMPILED_GAIN if execution.compiled else 1.0)
+
+
+def measure() -> None:
+    """Measures, once per machine, what estimates are made of."""
+    with suppress(RuntimeError):
+        step_speed("bfloat16" if "bf16" in cpu_precision() else "float32")
+
+
+def _settled(study: Study, flops: float) -> Execution:
+    return settle(plain(study.config.trainer), flops, {})
 
 
 def core_minutes(study: Study, parts: Mapping[str, Parts]) -> float:
@@ -67,14 +92,14 @@ def core_minutes(study: Study, parts: Mapping[str, Parts]) -> float:
     seeds, block = len(study.definition.seeds), study.definition.lr
     swept = len(block.grid) * len(block.seeds) if block is not None else 0
     counts = {arm: seeds + (swept if study.sweeps(arm) else 0) for arm in parts}
-    return sum(part.cost["training_flops"] * counts[arm] for arm, part in parts.items()) / rate(study) / 60
+    return sum(part.cost["training_flops"] * counts[arm] / rate(study, part) for arm, part in parts.items()) / 60
 
 
-def seconds_left(runs: Iterable[Run], parts: Mapping[str, Parts], flops_per_second: float) -> float:
+def seconds_left(study: Study, runs: Iterable[Run], parts: Mapping[str, Parts]) -> float:
     """Core-seconds, from the runs' own measured step time where they have one."""
     total = 0.0
     for run in runs:
-        cost = parts[run.arm].cost
+        cost, flops_per_second = parts[run.arm].cost, rate(study, parts[run.arm])
         if not cost["steps"]:
             total += cost["training_flops"] / flops_per_second
             continue

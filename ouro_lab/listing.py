@@ -34,6 +34,8 @@ def rows(names: list[str]) -> Iterator[str]:
     found: dict[str, str] = {}
     # Forked processes would inherit torch's threads, of which only the caller's survives.
     processes = min(cores(), len(new) // 8)  # each imports torch first, which takes as long as some rows
+    if processes > 1:
+        estimate.measure()  # here, where no other process of ours disturbs it
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else None
     made = iter(pool.map(row, new) if pool else map(row, new))
     try:

@@ -101,7 +101,7 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     for stale in study.stale():
         print(f"  stale     {stale}")
     waiting = [run for run in runs if run.state in ("to do", "running")]
-    left = estimate.seconds_left(waiting, parts, estimate.rate(study))
+    left = estimate.seconds_left(study, waiting, parts)
     room = estimate.slots(study)
     summary = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "diverged", "failed", "to do"))
     print(f"{name}: {summary}, {len(study.stale())} stale; about {clock(left / room)} left here")

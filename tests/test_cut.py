@@ -128,7 +128,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(estimate, "slots", lambda study: 1)
     flops = {arm: part.cost["training_flops"] for arm, part in _parts().items()}
     # One core does all three arms of one seed in just under a minute.
-    monkeypatch.setattr(estimate, "rate", lambda study: sum(flops.values()) / 59)
+    monkeypatch.setattr(estimate, "rate", lambda study, part: sum(flops.values()) / 59)
 
 
 @cache

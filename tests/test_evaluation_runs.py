@@ -50,8 +50,8 @@ def test_there_is_no_rate_to_sweep_and_nothing_is_unmatched():
     assert both.rate("judge").matched
     parts = check(both)
     minutes = estimate.core_minutes(both, parts)
-    flops = (2 + 1) * parts["fit"].cost["training_flops"] + parts["judge"].cost["training_flops"]
-    assert minutes == pytest.approx(flops / estimate.rate(both) / 60)
+    fit, judge = ((part, part.cost["training_flops"] / estimate.rate(both, part)) for part in parts.values())
+    assert minutes == pytest.approx(((2 + 1) * fit[1] + judge[1]) / 60)
 
 
 @pytest.mark.parametrize(

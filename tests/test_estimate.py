@@ -1,0 +1,49 @@
+"""What a run is expected to take: products and moved activations, of an arm's own step."""
+
+import pytest
+
+from ouro_lab import estimate
+from ouro_lab.bench.calibrate import StepSpeed
+from ouro_lab.check import check
+from ouro_lab.compute import hardware
+from ouro_lab.study import Study
+from ouro_lab.training import execution
+
+FAST = {"float32": 1.6e11, "bfloat16": 1.2e12}  # of a core with tiles
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Study:
+    for module in (hardware, execution):
+        monkeypatch.setattr(module, "cpu_rates", lambda: FAST)
+    monkeypatch.setattr(execution, "compiler_works", lambda: True)
+    return Study("p_hop")
+
+
+def test_a_narrow_step_takes_what_its_activations_take(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(estimate, "step_speed", lambda dtype: asked.append(dtype) or StepSpeed(5e11, 1e9))
+    parts = check(study)
+    cost = parts["looped"].cost
+    step = cost["training_flops"] / cost["steps"] / 5e11 + cost["activation_bytes"] / 1e9
+    plain = cost["training_flops"] / cost["steps"] / step
+    found = {compile_: estimate.rate(Study("p_hop", [f"trainer.compile={compile_}"]), parts["looped"])
+             for compile_ in ("false", "true")}  # fmt: skip
+    assert found == {"false": pytest.approx(plain), "true": pytest.approx(estimate.COMPILED_GAIN * plain)}
+    assert set(asked) == {"bfloat16"}
+    assert plain < 0.1 * FAST["bfloat16"]
+    arms = sum(3 * part.cost["training_flops"] / estimate.rate(study, part) for part in parts.values())  # three seeds
+    assert estimate.core_minutes(study, parts) == pytest.approx(arms / 60)
+
+
+def test_where_steps_cannot_be_measured_products_say_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disturbed(dtype: str) -> StepSpeed:
+        raise RuntimeError("other processes disturb it")
+
+    monkeypatch.setattr(estimate, "step_speed", disturbed)
+    assert estimate.rate(study, check(study)["looped"]) == estimate.rate(study) == hardware.training_rate("bf16-mixed")
+
+
+def test_tiles_make_products_faster_and_not_the_rest_of_a_step(study: Study) -> None:
+    narrow = hardware.training_rate("32-true")
+    assert hardware.training_rate("bf16-mixed") == hardware.BF16_STEP_GAIN * narrow
