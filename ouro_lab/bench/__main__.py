@@ -22,6 +22,7 @@ from ouro_lab.bench.cases import CASES
 from ouro_lab.bench.curves import draw_curves
 from ouro_lab.bench.table import Line, formatted, missed
 from ouro_lab.bench.timing import Effort, load
+from ouro_lab.config import ConfigError
 from ouro_lab.training import execution
 
 CURVES = "curves"
@@ -40,8 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     if CURVES in asked.cases:
         draw_curves(asked.out or records.runs_root() / "bench", effort)
     names = [name for name in asked.cases or CASES if name != CURVES]
-    if names:
-        measure(names, effort, asked.json)
+    try:
+        if names:
+            measure(names, effort, asked.json)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

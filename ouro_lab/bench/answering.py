@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 from ouro_lab.bench.decoding import share_of_ideal
 from ouro_lab.bench.table import Line, Skipped
 from ouro_lab.bench.timing import Effort, interleave
-from ouro_lab.config import ROOT, build
+from ouro_lab.config import ROOT, ConfigError, build
 from ouro_lab.data.datamodules import TEST
+from ouro_lab.data.tasks import PHop
 from ouro_lab.inference.engine import Engine
 from ouro_lab.inference.exits import Entropy, ExitRule, QExit, ThresholdRule
 from ouro_lab.interop import open_trunk
-from ouro_lab.starts import CKPT, given
+from ouro_lab.starts import CKPT
 
 TRUNK = ROOT / "trunks" / "p_hop" / "seed_0"
 MEAN = 2.0  # loops
@@ -38,9 +39,9 @@ PASSES, HEADS = 256, 256
 
 def answer_exits(effort: Effort) -> Iterator[Line]:
     """Share of the ideal speed, and answers right against those right at full depth."""
-    source = given() if os.environ.get(CKPT) else TRUNK
-    if not source.exists():
-        yield Skipped("answers", f"{source} is missing: a p-hop trunk")
+    source = os.environ.get(CKPT) or TRUNK
+    if source == TRUNK and not TRUNK.is_dir():
+        yield Skipped("answers", f"{TRUNK} is missing: the committed trunk")
         return
     model, sequences = trained(source)
     few = sequences[: len(sequences) // EACH]
@@ -60,10 +61,19 @@ def answer_exits(effort: Effort) -> Iterator[Line]:
             yield share_of_ideal(f"{name}_{batch}", what, samples, loops / PASSES, tokens / HEADS, target)
 
 
-def trained(source: Path) -> tuple[Any, list[list[tuple[int, int]]]]:
-    """The trunk and test sequences, one of each number of hops, then another: tokens and answers (< 0: none)."""
-    trunk = open_trunk(source)
-    task = build(OmegaConf.create(trunk.data), "data").task
+def trained(source: str | Path) -> tuple[Any, list[list[tuple[int, int]]]]:
+    """The trunk and test sequences, one of each number of hops, then another: tokens and answers (< 0: none).
+
+    Raises:
+        ConfigError: there is no model, or none of p-hop.
+    """
+    try:
+        trunk = open_trunk(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{CKPT} = {source}: {error}") from error
+    task = getattr(build(OmegaConf.create(trunk.data), "data"), "task", None) if trunk.data else None
+    if not isinstance(task, PHop):
+        raise ConfigError(f"{CKPT} = {source}: must be a model of p-hop, as of trunk_p_hop or trunk_p_hop_wide")
     found = task.evaluation(TEST, EACH)
     pairs = zip(found["tokens"].tolist(), found["targets"].tolist(), strict=True)
     sequences = [list(zip(tokens, targets, strict=True)) for tokens, targets in pairs]

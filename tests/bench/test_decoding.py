@@ -5,7 +5,8 @@ from statistics import fmean
 import pytest
 import torch
 
-from ouro_lab.bench import answering, decoding
+from ouro_lab.bench import answering, decoding, machine
+from ouro_lab.bench.__main__ import main
 from ouro_lab.bench.timing import Effort
 from ouro_lab.inference.exits import Entropy, QExit, RandomExit
 from ouro_lab.model import ModelConfig
@@ -81,6 +82,15 @@ def test_the_threshold_comes_nearest_to_two_loops() -> None:
     few = sequences[: len(sequences) // answering.EACH]
     assert answering.nearest(model, few, Entropy(0.5), [0.01, 0.6, 1.2]) == Entropy(0.6)
     assert answering.nearest(model, few, QExit(0.5), [1.0, 0.0]) == QExit(0.0)  # four loops, and one
+
+
+def test_a_checkpoint_of_another_kind_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for given, message in ((str(answering.ROOT / "trunks/text/seed_0"), "must be a model of p-hop"), ("none", "none")):
+        monkeypatch.setenv("CKPT", given)
+        monkeypatch.setattr(machine, "figures", lambda: {"copy": 1e10})
+        assert main(["answer_exits", "--quick"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: CKPT = {given}: ") and message in said and said.count("\n") == 1
 
 
 def test_the_rows_of_answers_say_what_exits_cost_in_quality(monkeypatch: pytest.MonkeyPatch) -> None:
