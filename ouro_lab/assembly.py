@@ -73,6 +73,10 @@ def trained_part(cfg: DictConfig, objective: Any) -> str:
     return "nothing" if cfg.do == "evaluate" else objective.trains
 
 
+def plannable(parts: Parts) -> bool:
+    return parts.trains == "all" and isinstance(getattr(parts.backbone, "config", None), ModelConfig)
+
+
 def cost_of(backbone: nn.Module, objective: Any, data: Any, trains: str = "all") -> Cost:
     """Analytic for our own backbones; measured with PyTorch's counter for another module."""
     supervised = objective.supervised_loops(backbone.loops)

@@ -2,14 +2,19 @@
 
 import heapq
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import torch
 
 from ouro_lab import records
-from ouro_lab.assembly import Parts
-from ouro_lab.bench.calibrate import step_speed
+from ouro_lab.assembly import Parts, plannable
+from ouro_lab.bench.calibrate import StepSpeed, settled, step_speed
+from ouro_lab.compute.footprint import again, passed_bytes
 from ouro_lab.compute.hardware import cpu_precision, training_rate
 from ouro_lab.config import build, plain
+from ouro_lab.model import ModelConfig
 from ouro_lab.study import Run, Study
 from ouro_lab.training.execution import Execution, settle
 
@@ -66,21 +71,37 @@ def rate(study: Study, part: Parts | None = None) -> float:
 
     Narrow models do not reach what products alone do: their steps move activations, which is measured apart, once.
     """
-    if part is None or not part.cost["steps"] or part.trains != "all":
+    if part is None or not part.cost["steps"] or not plannable(part):
         return training_rate(_settled(study, 0.0).precision)
     execution = _settled(study, part.cost["training_flops"])
-    flops = part.cost["training_flops"] / part.cost["steps"]
-    try:
-        speed = step_speed("bfloat16" if "bf16" in execution.precision else "float32")
-    except RuntimeError:  # other processes disturb the measurement
+    speed = _step_speed("bfloat16" if "bf16" in execution.precision else "float32")
+    if speed is None:
         return training_rate(execution.precision)
-    return flops / speed.seconds(flops, part.cost["activation_bytes"]) * (COMPILED_GAIN if execution.compiled else 1.0)
+    seconds = step_seconds(part, speed, execution.precision == "bf16-mixed")
+    return part.cost["training_flops"] / part.cost["steps"] / seconds * (COMPILED_GAIN if execution.compiled else 1.0)
+
+
+def step_seconds(part: Parts, speed: StepSpeed, mixed: bool) -> float:
+    """Of one core and one training step, blocks not compiled."""
+    data = part.data
+    config = settled(cast(ModelConfig, part.backbone.config), data.length, torch.bfloat16 if mixed else torch.float32)
+    flops = (part.cost["flops_per_token"] + again(config, data.length)) * data.batch_size * data.length
+    supervised = part.objective.supervised_loops(config.loops)
+    return speed.seconds(flops, passed_bytes(config, data.length, data.batch_size, supervised, mixed))
 
 
 def measure() -> None:
     """Measures, once per machine, what estimates are made of."""
-    with suppress(RuntimeError):
-        step_speed("bfloat16" if "bf16" in cpu_precision() else "float32")
+    _step_speed("bfloat16" if "bf16" in cpu_precision() else "float32")
+
+
+@cache
+def _step_speed(dtype: str) -> StepSpeed | None:
+    """None where other processes disturb the measurement, which is not tried again."""
+    try:
+        return step_speed(dtype)
+    except RuntimeError:
+        return None
 
 
 def _settled(study: Study, flops: float) -> Execution:
@@ -99,11 +120,12 @@ def seconds_left(study: Study, runs: Iterable[Run], parts: Mapping[str, Parts]) 
     """Core-seconds, from the runs' own measured step time where they have one."""
     total = 0.0
     for run in runs:
-        cost, flops_per_second = parts[run.arm].cost, rate(study, parts[run.arm])
+        cost = parts[run.arm].cost
         if not cost["steps"]:
-            total += cost["training_flops"] / flops_per_second
+            total += cost["training_flops"] / rate(study)
             continue
         rows = [row for row in records.read_metrics(run.directory / "metrics.jsonl") if "perf/step_seconds" in row]
-        step = rows[-1]["perf/step_seconds"] if rows else cost["training_flops"] / cost["steps"] / flops_per_second
+        guess = None if rows else cost["training_flops"] / cost["steps"] / rate(study, parts[run.arm])
+        step = rows[-1]["perf/step_seconds"] if rows else guess
         total += step * (cost["steps"] - records.last_step(run.directory / "metrics.jsonl"))
     return total

@@ -10,14 +10,13 @@ from typing import Any, cast
 
 import torch
 
-from ouro_lab.assembly import Parts
+from ouro_lab.assembly import Parts, plannable
 from ouro_lab.check import check
 from ouro_lab.compute.communication import Volume, replicated, sharded
-from ouro_lab.compute.cost import TRAINING, forward_flops, stored_parameters
+from ouro_lab.compute.cost import stored_parameters
 from ouro_lab.compute.failures import daly, lost_share, young
-from ouro_lab.compute.footprint import Footprint, Spread, checkpoint_bytes, footprint
+from ouro_lab.compute.footprint import Footprint, Spread, again, checkpoint_bytes, footprint, passed_bytes
 from ouro_lab.compute.machines import WRITE, Machine, parse
-from ouro_lab.compute.memory import activation_bytes
 from ouro_lab.config import ConfigError, plain
 from ouro_lab.model import ModelConfig
 from ouro_lab.objectives.cross_entropy import chunk_rows
@@ -142,20 +141,6 @@ def volume_of(config: ModelConfig, spread: Spread, micro_batches: int) -> Volume
     return sharded(blocks, stored.total - blocks, spread.world, config.loops, micro_batches, spread.reshard, width)
 
 
-def again(config: ModelConfig, length: int) -> float:
-    """FLOPs per token of what `recompute` computes a second time: the loops but the last, forward."""
-    if not config.recompute:
-        return 0.0
-    forward = forward_flops(config, length, 1)
-    return (forward.body + forward.attention) * (config.loops - 1) / config.loops
-
-
-def passed_bytes(config: ModelConfig, length: int, batch: int, supervised: int, mixed: bool) -> float:
-    """Of activations that a step makes, those that are let go and computed again counted as a third more."""
-    whole = activation_bytes(replace(config, recompute=False), length, batch, supervised_loops=supervised, mixed=mixed)
-    return whole * (1 + (config.loops - 1) / config.loops / TRAINING) if config.recompute else whole
-
-
 def seconds_of(machine: Machine, mfu: float, mixed: bool, flops: float, passed: float) -> float:
     if machine.device.peak is not None:
         return flops / (machine.device.peak * mfu)
@@ -171,10 +156,6 @@ def attended(config: ModelConfig, length: int, precision: str, machine: Machine)
     from ouro_lab.bench.calibrate import settled
 
     return settled(config, length, torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
-
-
-def plannable(parts: Parts) -> bool:
-    return parts.trains == "all" and isinstance(getattr(parts.backbone, "config", None), ModelConfig)
 
 
 def memory_here() -> float:

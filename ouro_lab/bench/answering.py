@@ -47,6 +47,9 @@ def answer_exits(effort: Effort) -> Iterator[Line]:
     few = sequences[: len(sequences) // EACH]
     what_trunk = f"{model.config.shape} p-hop trunk, d {model.config.width}"
     for name, (family, thresholds) in RULES.items():
+        if family.needs_gate and model.early_exit_gate is None:
+            yield Skipped(name, f"{source} has no exit gate")
+            continue
         rule = nearest(model, few, family, thresholds)
         for batch, target in ((1, 0.90), (8, 0.75)):
             asked = sequences if batch > 1 else few
@@ -104,6 +107,7 @@ class Answering:
 
     def __post_init__(self) -> None:
         self.engine = Engine(self.model, self.batch, max(map(len, self.sequences)))
+        self.engine.check_rule(self.rule)
         self.slots = list(range(self.batch))
 
     @property

@@ -1,7 +1,8 @@
 """Generation: a full-depth token against its matrix products alone, exits against what their loops cost, speculation.
 
-Ideal time of exits: executed loops at the time of a pass over full slots, each at a loop of its own, and tokens at the
-time of the head, both measured in turn with it. Weights are untrained; what is drawn is how deep a token goes.
+Ideal time of exits: executed loops at the time of a pass over full slots, neighbours at other loops, so that they share
+no attention; and tokens at the time of the head, both measured in turn with it. Weights are untrained; what is drawn is
+how deep a token goes.
 """
 
 from collections.abc import Callable, Iterator

@@ -27,13 +27,13 @@ class Effort:
 
 def interleave(sides: Mapping[str, Callable[[], object]], effort: Effort) -> Samples:
     """Seconds per call of every side, one value per round."""
-    calls = max(_calls(side, effort.warm) for side in sides.values())
+    calls = {name: _calls(side, effort.warm) for name, side in sides.items()}
     samples: Samples = {name: [] for name in sides}
     gc.collect()
     names = list(sides)
     for turn in range(effort.rounds):
         for name in names if turn % 2 == 0 else names[::-1]:
-            samples[name].append(seconds(sides[name], calls))
+            samples[name].append(seconds(sides[name], calls[name]))
     return samples
 
 

@@ -1,8 +1,8 @@
 """Memory of one device in a training step, by component, under each way to spread a model over devices."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
-from ouro_lab.compute.cost import stored_parameters
+from ouro_lab.compute.cost import TRAINING, forward_flops, stored_parameters
 from ouro_lab.compute.memory import activation_bytes, cast_bytes, optimiser_bytes
 from ouro_lab.model.config import ModelConfig
 
@@ -103,3 +103,17 @@ def _gradients(config: ModelConfig, blocks: int, rest: int, spread: Spread) -> f
     whole = 1.0 if config.loops > 1 else min(AHEAD, config.layers) / config.layers
     dtype = BF16 if spread.narrow else FLOAT32
     return dtype * blocks * whole + FLOAT32 * rest + FLOAT32 * (blocks + rest) / spread.shards
+
+
+def again(config: ModelConfig, length: int) -> float:
+    """FLOPs per token of what `recompute` computes a second time: the loops but the last, forward."""
+    if not config.recompute:
+        return 0.0
+    forward = forward_flops(config, length, 1)
+    return (forward.body + forward.attention) * (config.loops - 1) / config.loops
+
+
+def passed_bytes(config: ModelConfig, length: int, batch: int, supervised: int, mixed: bool) -> float:
+    """Of activations that a step makes, those that are let go and computed again counted as a third more."""
+    whole = activation_bytes(replace(config, recompute=False), length, batch, supervised_loops=supervised, mixed=mixed)
+    return whole * (1 + (config.loops - 1) / config.loops / TRAINING) if config.recompute else whole

@@ -19,7 +19,7 @@ WIDE = (torch.float32, torch.float64)
 class Rows:
     """R rows: the stream x and a branch's output y, [R, d], and what layers make on the way.
 
-    Beside x and y, in a column of its own, stands √(d·ε): the length of such a row is √(‖x‖² + d·ε).
+    Of wide types there stands √(d·ε) beside x and y, in a column of its own: the length of such a row is √(‖x‖² + d·ε).
     """
 
     def __init__(
@@ -27,9 +27,9 @@ class Rows:
     ) -> None:
         width, size, rotated = config.width, config.head_dim, config.heads + config.kv_heads
         empty = partial(torch.empty, dtype=dtype, device=device)
-        self.x_and_floor, self.y_and_floor = empty(2, count, width + 1)
+        self.x_and_floor, self.y_and_floor = empty(2, count, width + (dtype in WIDE))
         self.x, self.y = self.x_and_floor[:, :width], self.y_and_floor[:, :width]
-        self.x_and_floor[:, width] = self.y_and_floor[:, width] = (width * config.norm_eps) ** 0.5
+        self.x_and_floor[:, width:] = self.y_and_floor[:, width:] = (width * config.norm_eps) ** 0.5
         self.length, self.normed = empty(count, 1), empty(count, width)
         self.qkv = empty(count, (rotated + config.kv_heads) * size)
         same = attention_dtype == dtype
@@ -39,16 +39,17 @@ class Rows:
         self.pairs = heads[:, :rotated].unflatten(-1, (-1, 2))  # [R, H + K, D/2, 2], what rotary embedding turns
         self.turned = torch.view_as_complex(self.pairs) if self.pairs.dtype in WIDE else None
         self.inner = empty(count, (2 if config.mlp == "swiglu" else 1) * config.ffn_width)
-        self.gate, self.up = self.inner.chunk(2, -1)  # SwiGLU's
+        if config.mlp == "swiglu":
+            self.gate, self.up = self.inner.chunk(2, -1)
 
     def rotate(self, rope: Tensor) -> None:
         """Rotary embedding of queries and keys, in place; rope: `turns` of the rows."""
         if self.turned is not None:
             self.turned.mul_(rope)
-            return
-        cos, sin = (part.unsqueeze(-1).to(self.pairs.dtype) for part in (rope.real, rope.imag))
-        swapped = self.pairs.flip(-1)
-        self.pairs.mul_(cos).addcmul_(swapped, torch.cat([-sin, sin], -1))
+        else:
+            wide = self.pairs.float()
+            torch.view_as_complex(wide).mul_(rope)
+            self.pairs.copy_(wide)
 
 
 class Norm(Protocol):
@@ -68,7 +69,7 @@ class Norm(Protocol):
 
 
 class QuickNorm:
-    """RMS norm as g·√d · x/√(‖x‖² + d·ε), two operations on a row and one on what is added."""
+    """RMS norm as g·√d · x/√(‖x‖² + d·ε): two operations before a product, three on a branch's output."""
 
     def __init__(self, norm: RMSNorm) -> None:
         self.gain = norm.weight.detach() * norm.weight.numel() ** 0.5

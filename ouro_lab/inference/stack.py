@@ -1,7 +1,7 @@
 """The layers of a looped transformer for rows of any kind: one token each, of any sequence, at any position and loop.
 
 Weights are laid out once for products of few rows: query, key and value in one matrix, SwiGLU's gate and up in another,
-all as [in, out], which reads memory in the order in which it lies. They are copies, which later training leaves alone.
+all as [in, out], which reads memory in the order in which it lies. These are copies, which later training leaves alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,12 @@ from ouro_lab.model.config import ModelConfig
 from ouro_lab.model.layers import GELU, Attention, Layer, SwiGLU
 from ouro_lab.model.transformer import LoopedTransformer
 
-# Of q [R, H, D] and keys and values [R, 2K, D], which every layer writes anew, what a layer then attends to: [R, H·D].
+# (q [R, H, D], keys and values [R, 2K, D]) to (layer number) to what it attends to [R, H·D]. The first two are buffers,
+# which every layer fills anew.
 Attend = Callable[[Tensor, Tensor], Callable[[int], Tensor]]
 Columns = tuple[Tensor, Tensor | None]  # weight [out, in] and bias [out]
 Product = Callable[[Tensor, Tensor], Tensor]  # (x [R, in], where to put it [R, out])
-KEPT_ROWS = 64
+KEPT_ROWS = 16
 
 
 class Stack:
@@ -42,7 +43,7 @@ class Stack:
         self.norm = norm_of(model.norm)
         self.head = model.head_weight.detach().t().contiguous()  # [d, V]
         self.gate = model.early_exit_gate
-        self._rows: Rows | None = None
+        self._rows: dict[int, Rows] = {}
 
     @property
     def device(self) -> torch.device:
@@ -77,10 +78,10 @@ class Stack:
         return (hidden if self.config.norm_between_loops else rows.x.clone()), hidden
 
     def _rows_for(self, x: Tensor) -> Rows:
-        """Holding x; of few rows the buffers are the last ones where they fit, as making them takes a layer's time."""
-        rows = self._rows if self._rows is not None and len(self._rows.x) == len(x) else None
-        rows = rows or Rows(self.config, len(x), self.dtype, self.cache_dtype, self.device)
-        self._rows = rows if len(x) <= KEPT_ROWS else None
+        """Holding x; the buffers of few rows are kept, as making them takes a layer's time."""
+        rows = self._rows.get(len(x)) or Rows(self.config, len(x), self.dtype, self.cache_dtype, self.device)
+        if len(x) <= KEPT_ROWS:
+            self._rows[len(x)] = rows
         rows.x.copy_(x)
         return rows
 
@@ -129,6 +130,7 @@ class FusedLayer:
         self.add_mlp = norm_of(layer.post_attention_layernorm_2).add
 
     def __call__(self, rows: Rows, rope: Tensor, attention: Callable[[], Tensor]) -> None:
+        """The layer on the rows' stream, in place. Few operations: one costs what it takes to start."""
         self.qkv(self.before_attention(rows), rows.qkv)
         if rows.attended is not rows.qkv:
             rows.attended.copy_(rows.qkv)

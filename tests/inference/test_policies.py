@@ -19,6 +19,7 @@ VARIANTS = [
     {},
     {"norms": 2, "norm_between_loops": False, "tie_embeddings": True},
     {"norm": "layer", "mlp": "gelu", "bias": True, "gate": False},
+    {"mlp": "gelu", "ffn_width": 1},
     {"kv_heads": 4, "head_dim": 8, "attention_float32": True},
 ]
 
