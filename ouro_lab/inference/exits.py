@@ -42,12 +42,17 @@ class QExit(ThresholdRule):
     knob: ClassVar[str | None] = "q"
     valid: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
+    @property
+    def needs_gate_logits(self) -> bool:
+        return self.strict_reference
+
     def statistic(self, view: LoopView) -> Tensor:
         return _released_cdf(view) if self.strict_reference else -torch.expm1(view.log_survival)
 
     def passes(self, statistic: Tensor, loop: Tensor) -> Tensor:
         never = self.q >= 1 and not self.strict_reference  # whatever a CDF near 1 rounds to
-        return super().passes(statistic, loop) & (not never)
+        reached = super().passes(statistic, loop)
+        return torch.zeros_like(reached) if never else reached
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,7 @@ class Entropy(ThresholdRule):
     at_least: ClassVar[bool] = False
 
     def statistic(self, view: LoopView) -> Tensor:
-        log_p = _log_probabilities(view.logits())
-        return -(log_p.exp() * log_p).sum(-1).clamp_max(0)
+        return torch.special.entr(_wide(view.logits()).softmax(-1)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class RandomExit(ThresholdRule):
     mean: float | None = None
     probabilities: tuple[float, ...] | None = None
     seed: int = 0
+    needs_row: ClassVar[bool] = True
     knob: ClassVar[str | None] = "mean"
 
     def __post_init__(self) -> None:

@@ -46,6 +46,8 @@ class ExitRule(Protocol):
 class ThresholdRule(ABC):
     """A row exits where its statistic reaches the threshold, at loop `min_loops` at the earliest.
 
+    The view holds `log_survival` with needs_gate, `gate_logits` with needs_gate_logits, and `row` with needs_row.
+
     knob: the field that holds the threshold, None where there is nothing to sweep. at_least: it exits at or above the
     threshold, else at or below it. Raises: ValueError naming a field with a value outside its range.
     """
@@ -53,6 +55,7 @@ class ThresholdRule(ABC):
     min_loops: int = field(default=1, kw_only=True)
     needs_gate: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
+    needs_row: ClassVar[bool] = False
     knob: ClassVar[str | None] = None
     at_least: ClassVar[bool] = True
     valid: ClassVar[tuple[float, float]] = (0.0, INFINITE)
@@ -61,6 +64,10 @@ class ThresholdRule(ABC):
         require(self, "min_loops", 1, INFINITE)
         if self.knob is not None:
             require(self, self.knob, *self.valid)
+
+    @property
+    def needs_gate_logits(self) -> bool:
+        return False
 
     @abstractmethod
     def statistic(self, view: LoopView) -> Tensor:
@@ -89,7 +96,7 @@ class ThresholdRule(ABC):
     def passes(self, statistic: Tensor, loop: Tensor) -> Tensor:
         """Whether rows with these statistics after these loops exit; shapes broadcast."""
         reached = statistic >= self.threshold if self.at_least else statistic <= self.threshold
-        return reached & (loop >= self.min_loops)
+        return reached if self.min_loops == 1 else reached & (loop >= self.min_loops)
 
     def exits(self, view: LoopView) -> Tensor:
         return self.passes(self.statistic(view), view.loop)

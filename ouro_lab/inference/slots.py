@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ouro_lab.inference.cache import KVCache
 from ouro_lab.inference.exits import ExitRule, LoopView, survive
 from ouro_lab.inference.stack import Stack
 
 ROW_STRIDE = 1 << 20  # no sequence is as long
+KNOWN = 1024  # index tensors kept
 
 
 def row_number(seed: int, position: int) -> int:
@@ -36,6 +37,8 @@ class Slots:
         wide = torch.promote_types(torch.float32, stack.dtype)
         self.log_survival = torch.zeros(count, dtype=wide, device=stack.device)
         self.gate_logits = torch.zeros(loops, count, dtype=stack.dtype, device=stack.device)
+        self._all = list(range(count))
+        self._known: dict[tuple[int, ...], Tensor] = {}
 
     def begin(self, tokens: Mapping[int, int], positions: Mapping[int, int]) -> None:
         """Puts tokens into their slots, before the first loop."""
@@ -76,7 +79,7 @@ class Slots:
         asked = [slot for slot in slots if self.loop[slot] < self.loops]
         if rule is None or not asked:
             return [slot for slot in slots if self.loop[slot] == self.loops]
-        gone = {slot for slot, out in zip(asked, rule.exits(self._view(asked)).tolist(), strict=True) if out}
+        gone = {slot for slot, out in zip(asked, rule.exits(self._view(asked, rule)).tolist(), strict=True) if out}
         if self.full_depth:
             self._keep([slot for slot in gone if not self.read[slot]])
             gone = set()
@@ -97,10 +100,14 @@ class Slots:
         for slot in slots:
             self.read[slot] = True
 
-    def _view(self, slots: list[int]) -> LoopView:
+    def _view(self, slots: list[int], rule: ExitRule) -> LoopView:
+        """What the rule says that it looks at: at one token a row every operation saved is time saved."""
         index, loop = self._index(slots), self._index([self.loop[slot] for slot in slots])
-        hidden, previous = self.hidden.index_select(0, index), self.previous.index_select(0, index)
-        survival, gates = self._gate(hidden, index, loop)
+        hidden, previous = self._rows(self.hidden, slots, index), self._rows(self.previous, slots, index)
+        survival, gates = self._rows(self.log_survival, slots, index), None
+        if rule.needs_gate and self.stack.gate is not None:
+            survival, gates = self._gate(self.stack.gate, hidden, survival, index, loop, rule)
+        drawn = getattr(rule, "needs_row", True)
         return LoopView(
             loop=loop,
             hidden=hidden,
@@ -108,20 +115,31 @@ class Slots:
             log_survival=survival,
             logits=lambda: self.stack.logits(hidden),
             previous_logits=lambda: self.stack.logits(previous),
-            row=self._index([row_number(self.seed[slot], self.position[slot]) for slot in slots]),
+            row=self._index([row_number(self.seed[slot], self.position[slot]) for slot in slots]) if drawn else None,
             gate_logits=gates,
         )
 
-    def _gate(self, hidden: Tensor, index: Tensor, loop: Tensor) -> tuple[Tensor, Tensor | None]:
-        """log Π (1 − λ_j) [N] and the gate logits [T, N], of which a row's own loops are filled."""
-        survival, gate = self.log_survival.index_select(0, index), self.stack.gate
-        if gate is None:
-            return survival, None
+    def _gate(
+        self, gate: nn.Module, hidden: Tensor, survival: Tensor, index: Tensor, loop: Tensor, rule: ExitRule
+    ) -> tuple[Tensor, Tensor | None]:
+        """log Π (1 − λ_j) [N] and, if asked for, the gate logits [T, N], of which a row's own loops are filled."""
         logit = gate(hidden).squeeze(-1)
         survival = survive(survival, logit)
         self.log_survival.index_copy_(0, index, survival)
+        if not getattr(rule, "needs_gate_logits", True):
+            return survival, None
         self.gate_logits[loop - 1, index] = logit
         return survival, self.gate_logits.index_select(1, index)
 
+    def _rows(self, buffer: Tensor, slots: list[int], index: Tensor) -> Tensor:
+        """Of `slots`, to read before the next pass."""
+        return buffer if slots == self._all else buffer.index_select(0, index)
+
     def _index(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.stack.device)
+        """Small and often the same: the last ones are kept."""
+        key = tuple(numbers)
+        if key not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[key] = torch.tensor(numbers, dtype=torch.int64, device=self.stack.device)
+        return self._known[key]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ouro_lab.inference.engine import Engine, Request
-from ouro_lab.inference.exits import LoopView, QExit, StaticDepth
+from ouro_lab.inference.exits import Entropy, LoopView, QExit, RandomExit, StaticDepth, ThresholdRule
 from ouro_lab.inference.generate import generate, stream
 from ouro_lab.inference.oracle import Oracle, continued
 from ouro_lab.inference.sampling import Sampling
@@ -63,6 +63,22 @@ def test_only_executed_loops_are_computed_and_nobody_waits(make_model, monkeypat
     assert sum(decode) == 6 * (1 + 2 + 3) == sum(token.loops for token in made) - 3 * 3
     assert len(decode) == 18  # the deepest sequence's own; the others were done after 6 and 12
     assert [token.loops for token in made if token.sequence == 0] == [3] + 6 * [1]
+
+
+def test_a_rule_is_shown_what_it_asks_for_and_no_more(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    exits, views = ThresholdRule.exits, []
+    monkeypatch.setattr(ThresholdRule, "exits", lambda rule, view: views.append(view) or exits(rule, view))
+    engine = Engine(make_model(), 1, 8)
+    rules = [QExit(1.0), QExit(1.0, strict_reference=True), Entropy(0.0), RandomExit(3.0)]
+    for rule in rules:
+        engine.admit({0: Request([1, 2])}, None)
+        engine.go_on({0: 3})
+        engine.advance([0], rule)
+    gate, released, entropy, drawn = views
+    assert gate.log_survival < 0 and released.log_survival < 0 and gate.row is gate.gate_logits is None
+    assert released.gate_logits is not None and released.gate_logits[0] != 0
+    assert (entropy.log_survival, entropy.gate_logits, entropy.row) == (0, None, None)
+    assert drawn.row == 2 and drawn.gate_logits is None
 
 
 def test_a_stream_yields_as_it_goes_and_results_are_its_sum(make_model, scattered) -> None:
