@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,3 +83,18 @@ def test_packing_is_set_against_the_tokenizer_alone() -> None:
     texts = [f"Message {index}: the state of the union is strong." for index in range(40)]
     row = tokenise_and_pack(Effort(rounds=1, warm=0), texts)
     assert row.ratio > 0 and row.unit == "B/s" and not row.at_most
+
+
+def test_every_side_is_called_until_its_own_time_is_measurable(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], {"cheap": 0, "dear": 0}
+    monkeypatch.setattr("ouro_lab.bench.timing.LEAST_SECONDS", 0.25)
+    monkeypatch.setattr("ouro_lab.bench.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def side(name: str, takes: float) -> None:
+        calls[name] += 1
+        clock[0] += takes
+
+    sides = {"cheap": lambda: side("cheap", 0.125), "dear": lambda: side("dear", 1.0)}
+    samples = interleave(sides, Effort(rounds=3, warm=0))
+    assert calls == {"cheap": 1 + 3 * 2, "dear": 1 + 3 * 1}
+    assert samples == {"cheap": [0.125] * 3, "dear": [1.0] * 3}
