@@ -65,6 +65,22 @@ def test_only_executed_loops_are_computed_and_nobody_waits(make_model, monkeypat
     assert [token.loops for token in made if token.sequence == 0] == [3] + 6 * [1]
 
 
+def test_the_head_is_asked_once_per_state(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rule = make_model(), Entropy(2.0)
+    engine = Engine(model, 1, 16)
+    rows: list[int] = []
+    head = engine.stack.logits
+    monkeypatch.setattr(engine.stack, "logits", lambda hidden: rows.append(len(hidden)) or head(hidden))
+    made = list(stream(engine, [Request(prompt) for prompt in PROMPTS], 6, rule))
+    for number, prompt in enumerate(PROMPTS):
+        found = [(token.token, token.loops) for token in made if token.sequence == number]
+        assert found == continued(Oracle(model), prompt, 6, rule)
+    loops = [token.loops for token in made]
+    assert set(loops) == {1, 2, 3}
+    # One for the prompt, never asked about; of the others each loop’s state is seen, by the rule or at the end.
+    assert sum(rows) == sum(loops) - 2 * len(PROMPTS)
+
+
 def test_a_rule_is_shown_what_it_asks_for_and_no_more(make_model, monkeypatch: pytest.MonkeyPatch) -> None:
     exits, views = ThresholdRule.exits, []
     monkeypatch.setattr(ThresholdRule, "exits", lambda rule, view: views.append(view) or exits(rule, view))
