@@ -32,8 +32,10 @@ NOTES = (
     "One row per claim, study and contrast that speaks for it. Effect: arm − reference on the final step, with its "
     "95 % interval unless another is stated. Supported: the contrast's rule holds as it was fixed before the first "
     "run; docs/reading_results.md has the other words. Outdated: the study's file has changed since. By tests: the "
-    "test suite checks the statement, no study does. Ready: a study that would test it and has no evidence yet. Scope: "
-    "against the smallest published model. Cost: all runs of the study, without a rate sweep that another study made.",
+    "test suite checks the statement, no study does. That a scaling law holds is judged by its fit to the study's "
+    "runs: its loop term has to lower the error on the largest size and on the largest depth, both held out. Ready: a "
+    "study that would test it and has no evidence yet. Scope: against the smallest published model. Cost: all runs of "
+    "the study, without a rate sweep that another study made.",
 )
 
 

@@ -10,6 +10,9 @@ from analysis import tables, wording
 from analysis.calibration import percent_range
 from analysis.evidence import Evidence
 from analysis.runs import StudyResult
+from analysis.scaling.catalogue import LAWS
+from analysis.scaling.fits import Fit
+from analysis.scaling.of_study import fitted, laws, loop_term, of
 from analysis.verdict import Verdict
 from ouro_lab.claims import Claim
 from ouro_lab.config import ROOT
@@ -61,6 +64,8 @@ def of_study(claim: Claim, evidence: Evidence) -> list[Row]:
     speakers = evidence.speakers.get(claim.id)
     if speakers is None:
         return []
+    if claim.law and LAWS[claim.law] in laws(evidence.result):
+        return [_of_fit(claim, evidence, one) for one in fitted(LAWS[claim.law], evidence.result)]
     if speakers:
         return [_of_contrast(claim, evidence, evidence.verdicts[name]) for name in speakers]
     return [_without_contrast(claim, evidence)]
@@ -95,6 +100,27 @@ def _of_contrast(claim: Claim, evidence: Evidence, verdict: Verdict) -> Row:
         rates=wording.rates(study, verdict),
         effect=NONE if verdict.refused else _effect(verdict),
         scope=wording.scope(_scaled(study, claim), verdict),
+        cost=cost(evidence.result.runs),
+    )
+
+
+def _of_fit(claim: Claim, evidence: Evidence, one: Fit) -> Row:
+    """Of a scaling law: what its loop term is worth on runs that the fit has not seen."""
+    study, term = evidence.result.study, loop_term(one)
+    quality = one.refused if one.refused else f"R² {one.r2:.3f}"
+    most = (f"{wording.compact(float(one.points.variable(what).max()))} {what}" for what in ("parameters", "tokens"))
+    return Row(
+        claim,
+        word=term.word,
+        verdict=_dated(term.word, evidence),
+        sources=_sources(evidence),
+        study=study["name"],
+        regime=f"a fit, points of {of(one)}",
+        arms=f"{one.law.formula}, v without the term in loops: errors on the largest size, and depth, held out",
+        n=str(one.points.trunks),
+        rates=", ".join(dict.fromkeys(arm["lr_status"] for arm in study["arms"].values())),
+        effect=f"{quality}; less error by the term: {term.size} at the largest size, {term.depth} at the largest depth",
+        scope=f"at most {', '.join(most)}",
         cost=cost(evidence.result.runs),
     )
 

@@ -59,7 +59,7 @@ def _check_training(config: DictConfig, part: Parts) -> None:
 
 
 def check_starts(study: Study, parts: dict[str, Parts]) -> None:
-    """Refuses weights that do not fit the backbone which is to start from them.
+    """Refuses weights that do not fit the backbone which is to start from them, or that another study has yet to make.
 
     Raises:
         ConfigError: names arm and key.
@@ -71,14 +71,14 @@ def check_starts(study: Study, parts: dict[str, Parts]) -> None:
     }
     for (arm, _), start in once.items():
         try:
-            start.check_fit(_weights(start, parts), parts[arm].backbone)
+            start.check_fit(_weights(start, study, parts), parts[arm].backbone)
         except ValueError as error:
             raise ConfigError(f"{study.name}: arm {arm}: {error}") from error
 
 
-def _weights(start: Start, parts: dict[str, Parts]) -> dict[str, Any]:
+def _weights(start: Start, study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
     """Those that are there; of an arm of the same study that has not run yet, its shapes."""
-    if start.ready or start.source is None:
+    if start.ready or start.source is None or start.source.study != study.name:
         return start.weights()
     return start.relaid(parts[start.source.arm].backbone.state_dict())
 

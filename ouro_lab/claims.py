@@ -20,6 +20,7 @@ class Claim:
 
     published: the figure or finding as printed. needs: of `NEEDS`, what an answer needs that a laptop lacks.
     parameters, tokens: of the smallest published model of the comparison. tests: files that check all of the statement.
+    law: the scaling law whose fit speaks for it, instead of a contrast.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Claim:
     parameters: int | None = None
     tokens: int | None = None
     tests: tuple[str, ...] = ()
+    law: str | None = None
 
     def __post_init__(self) -> None:
         if self.needs is not None and self.needs not in NEEDS:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def run_of(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> "Run":
-    """The run of `{study, arm}` with this seed and the arm's chosen rate; of `own`, the asking study, done or not.
+    """The run of `{study, arm}` with this seed and the arm's chosen rate, done or not. own: the asking study.
 
     Raises:
-        ConfigError: no such arm or seed, a rate that is not chosen yet, or another study's run that is not done.
+        ConfigError: no such arm or seed, or a rate that is not chosen yet.
     """
     source, arm = _unless_circular(init_from, own), str(init_from["arm"])
     words = f"init_from = {{study: {source.name}, arm: {arm}}}"
@@ -25,11 +25,9 @@ def run_of(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> "Run
     if rate is None:
         raise ConfigError(f"{words}: its learning rates are still being swept; run make experiment NAME={source.name}")
     run = source.run(arm, rate.lr, seed)
-    if source is own or run.state == "done":
+    if source is own or run.state == "done" or run.id in {other.id for other in source.expand()}:
         return run
-    if run.id not in {other.id for other in source.expand()}:
-        raise ConfigError(f"{words}: has no run of seed {seed}; its seeds are {list(source.definition.seeds)}")
-    raise ConfigError(f"{words}: {not_done(run)}")
+    raise ConfigError(f"{words}: has no run of seed {seed}; its seeds are {list(source.definition.seeds)}")
 
 
 def not_done(run: "Run") -> str:

@@ -157,10 +157,10 @@ class Start:
 def find(init_from: str | Mapping[str, Any] | None, seed: int, own: "Study | None" = None) -> Start | None:
     """What `init_from` names for the run of this seed; None where it names nothing.
 
-    own: the run's study, whose arms may start from each other; such a start need not be `ready` yet.
+    own: the run's study, whose arms may start from each other. An arm's run need not be `ready`: it is known before.
 
     Raises:
-        ConfigError: it is not there, or another study's run that is not done, with the command that does it.
+        ConfigError: it is not there.
     """
     if init_from is None:
         return None

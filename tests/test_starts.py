@@ -8,6 +8,7 @@ import torch
 from tests_support import BARE, TINY
 
 from ouro_lab import records, starts
+from ouro_lab.check import check_starts
 from ouro_lab.config import ConfigError
 from ouro_lab.interop.ouro import write_ouro
 from ouro_lab.model import LoopedTransformer, ModelConfig
@@ -121,18 +122,23 @@ def test_an_arm_may_name_a_trunk_by_seed(tmp_path):
         one_arm(arm=f"'backbone=looped','init_from={tmp_path}/seed_${{seed}}'").expand()
 
 
-def test_an_arm_of_another_study_is_its_run_of_the_same_seed_once_that_is_done():
+def test_an_arm_of_another_study_is_its_run_of_the_same_seed_known_before_it_is_done():
     named = {"study": "p_hop_quick", "arm": "looped"}
-    with pytest.raises(ConfigError, match=r"seed 1 is not done \(to do\); run make experiment NAME=p_hop_quick"):
-        find(named, 1)
     run = Study("p_hop_quick").run("looped", 8e-3, 1)
+    study = one_arm("init_from={study: p_hop_quick, arm: looped}", "study.seeds=[1]")
+    before, known = study.expand()[0], study.hash
+    with pytest.raises(ConfigError, match=r"seed 1 is not done \(to do\); run make experiment NAME=p_hop_quick"):
+        before.start.weights()
+    with pytest.raises(ConfigError, match=r"^p_hop: arm one: .*seed 1 is not done \(to do\)"):
+        check_starts(study, {})
     records.begin(run.directory, run.identity(), run.config)
     records.finish(run.directory, "done")
     assert find(named, 1) == Start(run.directory, f"p_hop_quick/{run.id}")
     with pytest.raises(ConfigError, match=r"has no run of seed 7; its seeds are \[0, 1, 2\]"):
         find(named, 7)
     study = one_arm("init_from={study: p_hop_quick, arm: looped}", "study.seeds=[1]")
-    assert study.expand()[0].start.identity == f"p_hop_quick/{run.id}"
+    assert study.expand()[0].start.identity == before.start.identity == f"p_hop_quick/{run.id}"
+    assert (study.expand()[0].id, study.hash) == (before.id, known)
     assert study.expand()[0].hash != one_arm("study.seeds=[1]").expand()[0].hash
 
 

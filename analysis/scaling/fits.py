@@ -63,6 +63,13 @@ class Fit:
             raise ValueError(self.refused)
         return self.law.predict(points, self.values)
 
+    @property
+    def r2(self) -> float:
+        """Of the loss in nats, at the points that it was fitted to, as the paper has it; NaN without a fit."""
+        loss = self.points.loss
+        left = loss - self.predict(self.points) if self.values else np.full(len(loss), np.nan)
+        return float(1 - (left**2).sum() / ((loss - loss.mean()) ** 2).sum())
+
     def residuals(self) -> np.ndarray:
         """log loss − log fit [n]."""
         return np.log(self.points.loss) - np.log(self.predict(self.points))

@@ -72,9 +72,14 @@ class Margin:
     def beats(self) -> bool:
         return not self.refused and self.interval[0] > 0
 
+    @property
+    def loses(self) -> bool:
+        return not self.refused and self.interval[1] < 0
+
     def __str__(self) -> str:
-        low, high = (100 * end for end in self.interval)
-        return self.refused or f"{100 * self.value:+.3g} % of the loss [{low:+.3g}, {high:+.3g}]"
+        numbers = (f"{100 * number:+.2f}".replace("-", "−") for number in (self.value, *self.interval))
+        value, low, high = ("0" if number[1:] == "0.00" else number for number in numbers)
+        return self.refused or f"{value} % of the loss [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,13 @@ class LoopTerm:
     def decided(self) -> bool:
         """Both comparisons could be made."""
         return not (self.size.refused or self.depth.refused)
+
+    @property
+    def word(self) -> str:
+        """As a verdict: supported, contradicted where both errors are larger with the term, else inconclusive."""
+        if self.supported:
+            return "supported"
+        return "contradicted" if self.size.loses and self.depth.loses else "inconclusive"
 
     def __str__(self) -> str:
         word = "supported" if self.supported else "not supported" if self.decided else "undecided"
@@ -119,7 +131,9 @@ def margin(
     """The gain of `law` over `nested` on held-out points; both see the same resamples."""
     out = split(points)
     seen, test = points.take(~out), points.take(out)
-    if refused := obstacle(law, seen) or obstacle(nested, seen) or ("" if out.any() else "no point is held out"):
+    empty = "" if out.any() else "no point is held out"
+    empty = "there is no other to fit to" if out.all() else empty
+    if refused := empty or obstacle(law, seen) or obstacle(nested, seen):
         return Margin(np.nan, np.nan, (np.nan, np.nan), f"undecided ({refused})")
     # Fitted trunks and held-out trunks are drawn apart: a branch of a fitted trunk may be among the held-out points.
     weights, counts = trunk_weights(seen, draws, seed), trunk_weights(test, draws, seed + 1)

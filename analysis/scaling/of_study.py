@@ -12,7 +12,7 @@ from analysis.runs import StudyResult
 from analysis.scaling import figure
 from analysis.scaling.catalogue import LAWS
 from analysis.scaling.fits import Fit, fit
-from analysis.scaling.held_out import loop_term_supported
+from analysis.scaling.held_out import LoopTerm, loop_term_supported
 from analysis.scaling.laws import Law
 from analysis.scaling.points import SAME, Points
 from analysis.scaling.uncertainty import bootstrap
@@ -57,15 +57,19 @@ def section(result: StudyResult, folder: Path, formats: Iterable[str] = FORMATS)
     wanted = laws(result)
     if not wanted or not (result.runs["state"] == "done").any():
         return []
-    fits = [found for law in wanted for found in fitted(law, points(result, "trained_loops" in law.constant))]
-    drawn = [figure.draw(one, folder, f"scaling_{i}_{one.law.name}", formats) for i, one in enumerate(fits, 1)]
-    pictures: list[Block] = [Picture((one,)) for one, found in zip(drawn, fits, strict=True) if found.values]
-    return [Heading("Scaling laws"), _table(fits), Text(NOTE, "note"), *pictures]
+    fits = [found for law in wanted for found in fitted(law, result)]
+    shown = [(i, one) for i, one in enumerate(fits, 1) if one.values and one.points.trunks > len(one.law.names)]
+    drawn = [figure.draw(one, folder, f"scaling_{i}_{one.law.name}", formats) for i, one in shown]
+    return [Heading("Scaling laws"), _table(fits), Text(NOTE, "note"), *[Picture((one,)) for one in drawn]]
 
 
-def fitted(law: Law, data: Points) -> list[Fit]:
-    """A fit for every combination of the law's constants that has the most distinct points, else its refusal."""
-    groups = list(_groups(law, data))
+def fitted(law: Law, result: StudyResult) -> list[Fit]:
+    """A fit for every combination of the law's constants that has the most distinct points, else its refusal.
+
+    Raises:
+        ValueError: no run has finished, or one lacks its loss.
+    """
+    groups = list(_groups(law, points(result, "trained_loops" in law.constant)))
     found = [bootstrap(fit(law, group), DRAWS) for group in groups]
     usable = [one for one in found if not one.refused]
     return usable or [found[int(np.argmax([len(group) for group in groups]))]]
@@ -102,20 +106,24 @@ def _rows(run: pd.Series, every_loop: bool) -> list[dict[str, object]]:
     ]
 
 
+def of(one: Fit) -> str:
+    """Which points a fit is of: what its law holds constant."""
+    held = [f"{name.replace('_', ' ')} {one.points.variable(name)[0]:,.0f}" for name in one.law.constant]
+    return ", ".join(held) or "all"
+
+
+def loop_term(one: Fit) -> LoopTerm:
+    """Whether the fitted law's loop term is worth having, by as many resamples as the fit's intervals."""
+    return loop_term_supported(one.law, one.points, DRAWS)
+
+
 def _table(fits: list[Fit]) -> Table:
-    header = ("law", "points of", "runs", "values", "AIC", "RMS of log loss", "loop term")
-    return Table(header, [_row(one) for one in fits], left=(0, 1, 3, 6))
+    header = ("law", "points of", "runs", "values", "AIC", "RMS of log loss", "R²", "loop term")
+    return Table(header, [_row(one) for one in fits], left=(0, 1, 3, 7))
 
 
 def _row(one: Fit) -> tuple[str, ...]:
-    law, data = one.law, one.points
-    held = ", ".join(f"{name.replace('_', ' ')} {data.variable(name)[0]:,.0f}" for name in law.constant)
     values = one.refused or "; ".join(f"{name} = {text}" for name, text in one.table().items())
-    aic, rms = (f"{one.aic:.1f}", f"{one.rms:.4f}") if one.values else ("–", "–")
-    return f"{law.name}: {law.formula}", held or "all", str(data.trunks), values, aic, rms, _loop_term(one)
-
-
-def _loop_term(one: Fit) -> str:
-    if one.law.nested is None:
-        return "–"
-    return str(loop_term_supported(one.law, one.points, DRAWS)).split(": ", 1)[1]
+    quality = (f"{one.aic:.1f}", f"{one.rms:.4f}", f"{one.r2:.3f}") if one.values else ("–", "–", "–")
+    term = "–" if one.law.nested is None else str(loop_term(one)).split(": ", 1)[1]
+    return f"{one.law.name}: {one.law.formula}", of(one), str(one.points.trunks), values, *quality, term

@@ -1,18 +1,22 @@
 """A study that names laws has them fitted to its own runs, in the report."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import ledger
 from analysis.blocks import Table
+from analysis.evidence import Evidence
 from analysis.runs import StudyResult
 from analysis.scaling import of_study
-from analysis.scaling.catalogue import RECURRENCE
+from analysis.scaling.catalogue import OURO_TOTAL, RECURRENCE
 from analysis.scaling.fits import fit
 from analysis.scaling.points import Points
-from tests.analysis.test_scaling_laws import BASE, draw, ladder
+from ouro_lab.claims import known
+from tests.analysis.test_scaling_laws import BASE, LOOP, draw, ladder
 
 
 def study(points: Points, laws: list[str], states: dict[int, str] | None = None) -> StudyResult:
@@ -26,6 +30,8 @@ def study(points: Points, laws: list[str], states: dict[int, str] | None = None)
                 "id": f"run-{i}",
                 "state": (states or {}).get(i, "done"),
                 "phase": "main",
+                "seconds": 60.0,
+                "hardware": "1 thread of CPU",
                 "cost/parameters": points.parameters[i],
                 "cost/body_parameters": points.recurring[i],
                 "cost/tokens": points.tokens[i],
@@ -76,6 +82,35 @@ def test_law_without_an_effect_is_not_supported(tmp_path: Path) -> None:
     flat = draw(ladder(loops=(1, 2, 4, 8)), RECURRENCE, run=0.002, point=0.002, **{**BASE, "phi": 0.0})
     table = next(b for b in of_study.section(study(flat, ["recurrence"]), tmp_path, ("svg",)) if isinstance(b, Table))
     assert table.rows[0][-1].startswith("loop term not supported")
+
+
+def test_only_fits_with_more_runs_than_parameters_are_drawn(drawn: Points, tmp_path: Path) -> None:
+    one = drawn.take((drawn.parameters == drawn.parameters.min()) & (drawn.tokens == drawn.tokens.max()))
+    found = of_study.section(study(one, ["shifted_power"]), tmp_path, ("svg",))
+    table = next(block for block in found if isinstance(block, Table))
+    assert {row[2] for row in table.rows} == {"2"}  # seeds of one depth, for a law of four parameters
+    assert not list(tmp_path.glob("*.svg"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "word", "size"),
+    [
+        (LOOP, "supported", r"\+\d"),
+        (LOOP | {"C": 0.0}, "inconclusive", r"0 %|[+−]0\.0"),
+        (None, "inconclusive", "undecided"),
+    ],
+)
+def test_a_claim_of_a_law_is_judged_by_the_fit(changed: dict | None, word: str, size: str, tmp_path: Path) -> None:
+    law = OURO_TOTAL
+    shapes = ladder(loops=(1, 2, 4, 8)) if changed is not None else ladder((32, 48, 64), loops=(1, 2, 4, 8))
+    result = study(draw(shapes, law, run=0.002, point=0.002, **BASE, **(changed or LOOP)), [law.name])
+    stated = {"hash": "0", "claim": ["C29", "S07"], "contrasts": {}, "arms": {"a": {"lr_status": "swept"}}}
+    result.study.update(stated)
+    evidence = Evidence(tmp_path, result, {}, None, None)
+    (row,) = ledger.of_study(known()["C29"], evidence)
+    assert (row.word, row.rates, row.n) == (word, "swept", str(len(result.runs)))
+    assert re.match(rf"R² 0\.99\d; less error by the term: {size}", row.effect), row.effect
+    assert ledger.of_study(known()["S07"], evidence)[0].word == "no contrast"
 
 
 def test_too_few_points_are_a_line_instead_of_numbers(drawn: Points, tmp_path: Path) -> None:
