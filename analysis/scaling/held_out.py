@@ -101,10 +101,12 @@ class LoopTerm:
 
     @property
     def word(self) -> str:
-        """As a verdict: supported, contradicted where both errors are larger with the term, else inconclusive."""
+        """As a verdict; contradicted is where both errors are larger with the term, beyond their intervals."""
         if self.supported:
             return "supported"
-        return "contradicted" if self.size.loses and self.depth.loses else "inconclusive"
+        if self.size.loses and self.depth.loses:
+            return "contradicted"
+        return "not supported" if self.decided else "inconclusive"
 
     def __str__(self) -> str:
         word = "supported" if self.supported else "not supported" if self.decided else "undecided"

@@ -96,7 +96,7 @@ def test_only_fits_with_more_runs_than_parameters_are_drawn(drawn: Points, tmp_p
     ("changed", "word", "size"),
     [
         (LOOP, "supported", r"\+\d"),
-        (LOOP | {"C": 0.0}, "inconclusive", r"0 %|[+−]0\.0"),
+        (LOOP | {"C": 0.0}, "not supported", r"0 %|[+−]0\.0"),
         (None, "inconclusive", "undecided"),
     ],
 )
