@@ -62,7 +62,8 @@ class Palette:
         return LINES[(place + rounds) % len(LINES)]
 
     def marker(self, arm: str) -> str:
-        return MARKERS[self._place[arm] % len(MARKERS)]
+        rounds, place = divmod(self._place[arm], len(COLOURS))
+        return MARKERS[(place + rounds) % len(MARKERS)]
 
 
 def arm_labels(study: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.figures import Drawn
 from analysis.scaling.fits import Fit
-from analysis.scaling.points import SAME, Points
+from analysis.scaling.points import SAME, Points, distinct
 from analysis.style import COLUMN, FORMATS, GREY, RC, Palette, save
 from analysis.wording import compact
 
@@ -26,8 +26,8 @@ class FigureData:
     """All that the figure shows.
 
     points: parameters, tokens, loops, loss, fitted (nats per token), residual (log loss − log fit), and whether a point
-    is in the panel against `parameters` (trained on the most tokens) and `tokens` (of the largest size). curves: panel,
-    loops, x, loss. refused: why there is no curve.
+    is in the panel against `parameters` and against `tokens` (see `held`). curves: panel, loops, x, loss. refused: why
+    there is no curve.
     """
 
     points: pd.DataFrame
@@ -41,7 +41,7 @@ def figure_data(fitted: Fit, steps: int = 60) -> FigureData:
     points = fitted.points
     table = pd.DataFrame({name: points.variable(name) for name in ("parameters", "tokens", "loops", "loss")})
     for panel, other in _OTHER.items():
-        table[f"in_{panel}"] = table[other] >= table[other].max() * (1 - SAME)
+        table[f"in_{panel}"] = _near(table[other].to_numpy(), held(points, panel))
     fits = bool(fitted.values)
     table["fitted"] = fitted.predict(points) if fits else np.nan
     table["residual"] = np.log(table["loss"]) - np.log(table["fitted"])
@@ -52,13 +52,30 @@ def figure_data(fitted: Fit, steps: int = 60) -> FigureData:
     )
 
 
+def held(points: Points, panel: str) -> float:
+    """The other variable's value at which a panel shows its own: the one with the most values of it, else the largest.
+
+    A ladder may vary tokens at one size alone, which need not be the largest.
+    """
+    other = _OTHER[panel]
+
+    def shown(value: float) -> int:
+        return len(points.take(_near(points.variable(other), value)).values(panel))
+
+    return float(max(points.values(other), key=lambda value: (shown(value), value)))
+
+
+def _near(x: np.ndarray, value: float) -> np.ndarray:
+    return abs(np.log(x / value)) <= SAME
+
+
 def _curve(fitted: Fit, panel: str, loops: float, steps: int) -> pd.DataFrame:
-    """The fitted loss over a panel's x at one loop count: along tokens at the largest size, or along sizes at the most
-    tokens, where the share outside the loop is read off the sizes that were trained."""
+    """The fitted loss over a panel's x at one loop count, along tokens or along sizes, where the share outside the loop
+    is read off the sizes that were trained."""
     points = fitted.points
     x = np.geomspace(points.variable(panel).min(), points.variable(panel).max(), steps)
-    sizes = x if panel == "parameters" else np.full(steps, points.parameters.max())
-    tokens = x if panel == "tokens" else np.full(steps, points.tokens.max())
+    sizes = x if panel == "parameters" else np.full(steps, held(points, panel))
+    tokens = x if panel == "tokens" else np.full(steps, held(points, panel))
     order = np.argsort(points.parameters)
     once = sizes * np.interp(np.log(sizes), np.log(points.parameters[order]), (points.once / points.parameters)[order])
     at = np.full(steps, loops)
@@ -75,9 +92,8 @@ def draw(fitted: Fit, folder: Path, name: str = "scaling", formats: Iterable[str
 
 
 def caption(fitted: Fit) -> str:
-    parts = [
-        "Loss against parameters at the most tokens, against tokens at the largest size, and residuals of all runs"
-    ]
+    tokens, parameters = (compact(held(fitted.points, panel)) for panel in _OTHER)
+    parts = [f"Loss against parameters at {tokens} tokens, against tokens at {parameters} parameters, and all residuals"]
     if fitted.values:
         parts[0] += f"; lines: L = {fitted.law.formula}, residuals {100 * fitted.rms:.2g} % of the loss (RMS)"
     flags = dict.fromkeys(fitted.flags.values())
@@ -122,7 +138,7 @@ def _residuals(axes: Axes, data: FigureData, counts: list[float], palette: Palet
 
 def _x_ticks(axes: Axes, x: np.ndarray) -> None:
     """At the values that were trained, where these are few; powers of ten would leave a narrow ladder without any."""
-    values = np.unique(x)
+    values = distinct(x)
     if 2 <= len(values) <= 6:
         axes.set_xticks(values)
         axes.xaxis.set_minor_locator(NullLocator())

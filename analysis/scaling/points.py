@@ -65,10 +65,15 @@ class Points:
         return getattr(self, name)
 
     def values(self, name: str) -> np.ndarray:
-        """The different values of a variable, rising; of values within 1 % of each other the smallest."""
-        found = np.unique(self.variable(name))
-        return found[np.diff(np.log(found), prepend=-np.inf) > SAME]
+        """The `distinct` values of a variable."""
+        return distinct(self.variable(name))
 
     def take(self, mask: np.ndarray) -> "Points":
         """The points where `mask` [n] holds."""
         return Points(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def distinct(x: np.ndarray) -> np.ndarray:
+    """Different values, rising; of values within 1 % of each other the smallest."""
+    found = np.unique(x)
+    return found[np.diff(np.log(found), prepend=-np.inf) > SAME]

@@ -86,6 +86,20 @@ def test_figure_data_are_points_curves_and_residuals() -> None:
     assert last["loss"] == pytest.approx(found.predict(points.take(at))[0])
 
 
+def test_a_panel_shows_the_value_at_which_most_was_varied() -> None:
+    points = draw(ladder(), RECURRENCE, point=0.002)
+    middle = points.values("parameters")[2]
+    uneven = points.take((points.tokens == 2e6) | (points.parameters == middle))
+    data = figure_data(fit(RECURRENCE, uneven))
+    tokens, sizes = data.points[data.points["in_tokens"]], data.points[data.points["in_parameters"]]
+    assert (set(tokens["parameters"]), tokens["tokens"].nunique()) == ({middle}, 3)
+    assert (set(sizes["tokens"]), sizes["parameters"].nunique()) == ({2e6}, 4)
+    line = data.curves[(data.curves["panel"] == "tokens") & (data.curves["loops"] == 1)]
+    assert (line["x"].min(), line["x"].max()) == pytest.approx((1e6, 5e6))
+    at = uneven.take((uneven.parameters == middle) & (uneven.loops == 1) & (uneven.tokens == 5e6))
+    assert line["loss"].iloc[-1] == pytest.approx(fit(RECURRENCE, uneven).predict(at)[0])
+
+
 def test_a_refused_law_gives_points_without_curves(tmp_path: Path) -> None:
     found = fit(OURO_TOTAL, draw(ladder(loops=(2,)), CHINCHILLA))
     data = figure_data(found)
