@@ -29,8 +29,8 @@ STYLE += "td.w:nth-child(2) { min-width: 15rem }\n"
 NOTES = (
     "Made by make claims from experiments/results/; statements and published figures are in ouro_lab/claims.yaml, and "
     "nothing else is written by hand. Before a verdict is shown it is judged again from its runs.",
-    "One row per claim, study and contrast that speaks for it. Effect: arm − reference on the final step, with its "
-    "95 % interval unless another is stated. Supported: the contrast's rule holds as it was fixed before the first "
+    "One row per claim, study and contrast or fit that speaks for it. Effect: arm − reference on the final step, with "
+    "its 95 % interval unless another is stated. Supported: the contrast's rule holds as it was fixed before the first "
     "run; docs/reading_results.md has the other words. Outdated: the study's file has changed since. By tests: the "
     "test suite checks the statement, no study does. That a scaling law holds is judged by its fit to the study's "
     "runs: its loop term has to lower the error on the largest size and on the largest depth, both held out. Ready: a "

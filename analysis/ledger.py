@@ -11,8 +11,8 @@ from analysis.calibration import percent_range
 from analysis.evidence import Evidence
 from analysis.runs import StudyResult
 from analysis.scaling.catalogue import LAWS
-from analysis.scaling.fits import Fit
-from analysis.scaling.of_study import fitted, laws, loop_term, of
+from analysis.scaling.of_study import constants, laws
+from analysis.scaling.verdict import LawVerdict, judge
 from analysis.verdict import Verdict
 from ouro_lab.claims import Claim
 from ouro_lab.config import ROOT
@@ -64,8 +64,10 @@ def of_study(claim: Claim, evidence: Evidence) -> list[Row]:
     speakers = evidence.speakers.get(claim.id)
     if speakers is None:
         return []
-    if claim.law and LAWS[claim.law] in laws(evidence.result):
-        return [_of_fit(claim, evidence, one) for one in fitted(LAWS[claim.law], evidence.result)]
+    if claim.law:
+        law, study = LAWS[claim.law], evidence.result
+        found = judge(study, law) if law in laws(study) else []
+        return [_of_law(claim, evidence, one) for one in found] or [_without_contrast(claim, evidence)]
     if speakers:
         return [_of_contrast(claim, evidence, evidence.verdicts[name]) for name in speakers]
     return [_without_contrast(claim, evidence)]
@@ -99,28 +101,26 @@ def _of_contrast(claim: Claim, evidence: Evidence, verdict: Verdict) -> Row:
         n=str(verdict.n),
         rates=wording.rates(study, verdict),
         effect=NONE if verdict.refused else _effect(verdict),
-        scope=wording.scope(_scaled(study, claim), verdict),
+        scope=wording.scope(_scaled(study, claim), verdict.arm),
         cost=cost(evidence.result.runs),
     )
 
 
-def _of_fit(claim: Claim, evidence: Evidence, one: Fit) -> Row:
-    """Of a scaling law: what its loop term is worth on runs that the fit has not seen."""
-    study, term = evidence.result.study, loop_term(one)
-    quality = one.refused if one.refused else f"R² {one.r2:.3f}"
-    most = (f"{wording.compact(float(one.points.variable(what).max()))} {what}" for what in ("parameters", "tokens"))
+def _of_law(claim: Claim, evidence: Evidence, one: LawVerdict) -> Row:
+    study, term = evidence.result.study, one.term
+    quality = one.fit.refused or f"R² {one.fit.r2:.3f}"
     return Row(
         claim,
-        word=term.word,
-        verdict=_dated(term.word, evidence),
+        word=one.word,
+        verdict=_dated(str(one), evidence),
         sources=_sources(evidence),
         study=study["name"],
-        regime=f"a fit, points of {of(one)}",
-        arms=f"{one.law.formula}, v without the term in loops: errors on the largest size, and depth, held out",
-        n=str(one.points.trunks),
+        regime=f"a fit, points of {constants(one.fit)}",
+        arms=f"{one.fit.law.formula}, v without the term in loops: errors on the largest size, and depth, held out",
+        n=str(one.fit.points.trunks),
         rates=", ".join(dict.fromkeys(arm["lr_status"] for arm in study["arms"].values())),
         effect=f"{quality}; less error by the term: {term.size} at the largest size, {term.depth} at the largest depth",
-        scope=f"at most {', '.join(most)}",
+        scope=f"at most {wording.scope(_scaled(study, claim), one.arm)}",
         cost=cost(evidence.result.runs),
     )
 

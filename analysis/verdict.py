@@ -6,7 +6,7 @@ Qualifiers: `unmatched` (a learning rate not chosen per arm, or at its grid's ed
 one registered before its results were seen).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ def _verdict(
         seeds_for_power=_seeds_for_power(raw, contrast, alpha),
         bare_word=bare,
         word=word,
-        qualifiers=_qualifiers(result.study, contrast),
+        qualifiers=qualifiers(result.study, (contrast["arm"], contrast["reference"]), contrast["metric"]),
         notes=notes,
     )
 
@@ -171,17 +171,24 @@ def _bare_word(sample: PairedSample, contrast: Mapping[str, Any], alpha: float) 
 
 def _refusal(result: StudyResult, sample: PairedSample) -> str | None:
     """Why no word may be given, whatever the values say."""
-    if not (result.study.get("registered") or {}).get("hash"):
-        return "unregistered: no hash was stored before the first run"
+    if found := unregistered(result.study):
+        return found
     if sample.missing or not sample.expected:
         both = [s for s in result.study["seeds"] if s not in sample.arm.missing and s not in sample.reference.missing]
         return f"incomplete: {len(both)} of {len(result.study['seeds'])} seeds"
     return None
 
 
-def _qualifiers(study: Mapping[str, Any], contrast: Mapping[str, Any]) -> list[str]:
-    arms = contrast["arm"], contrast["reference"]
-    matched = all(study["arms"][arm].get("lr_matched") for arm in arms) or same_grid(study, contrast["metric"], arms)
+def unregistered(study: Mapping[str, Any]) -> str | None:
+    """Why no word may be given of a study that was stated after its runs."""
+    if (study.get("registered") or {}).get("hash"):
+        return None
+    return "unregistered: no hash was stored before the first run"
+
+
+def qualifiers(study: Mapping[str, Any], arms: Sequence[str], metric: str) -> list[str]:
+    """What a word about these arms is to be read with."""
+    matched = all(study["arms"][arm].get("lr_matched") for arm in arms) or same_grid(study, metric, arms)
     registered = study.get("registered") or {}
     found = [] if matched else ["unmatched"]
     return found if registered.get("hash") == study["hash"] else [*found, "exploratory"]

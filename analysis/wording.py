@@ -113,7 +113,7 @@ def sentence(study: Mapping[str, Any], verdict: Verdict) -> str:
     inner = [f"n = {verdict.n}{test}", rates(study, verdict), regime(contrast)]
     inner += [f"floor {verdict.floor:.3g}" if verdict.floor is not None else "", *_notes(verdict)]
     figures = f"{effect(verdict.effect, verdict.interval_adjusted)} ({'; '.join(part for part in inner if part)})"
-    return f"{head}{figures}: {conclusion(verdict)} at {scope(study, verdict)}."
+    return f"{head}{figures}: {conclusion(verdict)} at {scope(study, verdict.arm)}."
 
 
 def conclusion(verdict: Verdict) -> str:
@@ -126,12 +126,12 @@ def conclusion(verdict: Verdict) -> str:
     return f"{word} ({', '.join(verdict.qualifiers)})" if verdict.qualifiers else word
 
 
-def scope(study: Mapping[str, Any], verdict: Verdict) -> str:
+def scope(study: Mapping[str, Any], arm: str) -> str:
     """`96k parameters, 7.8M tokens`, with the ratio to the paper's where the study states it.
 
     Tokens are those of training: the arm's own, and `trunk_tokens` of the model it starts from, if the study says so.
     """
-    cost, stated = study["arms"][verdict.arm]["cost"], study.get("scope") or {}
+    cost, stated = study["arms"][arm]["cost"], study.get("scope") or {}
     trained = cost["tokens"] if cost.get("steps") != 0 else 0  # an evaluation's tokens taught nobody
     cost = {**cost, "tokens": trained + (stated.get("trunk_tokens") or 0)}
     parts = []

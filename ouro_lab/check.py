@@ -64,11 +64,11 @@ def check_starts(study: Study, parts: dict[str, Parts]) -> None:
     Raises:
         ConfigError: names arm and key.
     """
-    once = {
-        (run.arm, run.start.identity): run.start
-        for run in study.expand()
-        if run.start is not None and run.state == "to do"
-    }
+    runs = [run for run in study.expand() if run.state == "to do"]
+    # The seeds of an arm whose rate is still swept have no runs yet, but it is known what they start from.
+    swept = [arm for arm in study.definition.arms if study.rate(arm) is None]
+    runs += [study.run(arm, 1.0, seed) for arm in swept for seed in study.definition.seeds]
+    once = {(run.arm, run.start.identity): run.start for run in runs if run.start is not None}
     for (arm, _), start in once.items():
         try:
             start.check_fit(_weights(start, study, parts), parts[arm].backbone)

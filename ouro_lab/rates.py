@@ -60,7 +60,7 @@ class RateBlock:
         Raises:
             ConfigError: the source has no finished sweep, here or committed.
         """
-        sweep = _finished_sweep(self.source or "")
+        sweep = finished_sweep(self.source or "")
         if arm not in sweep:
             raise ConfigError(f"study.lr.from = {self.source}: has no arm {arm}; it has {', '.join(sorted(sweep))}")
         chosen = sweep[arm]
@@ -124,7 +124,7 @@ class Sweep:
         return content
 
 
-def _finished_sweep(study: str) -> dict[str, Any]:
+def finished_sweep(study: str) -> dict[str, Any]:
     """The sweep of a study from committed evidence, else from its runs here."""
     for folder in (ROOT / "experiments" / "results" / study, records.runs_root() / study):
         path = folder / "study.json"

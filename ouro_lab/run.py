@@ -66,6 +66,8 @@ def execute(run: Run) -> int:
         if state and state["state"] in ("done", "diverged"):
             print(f"{run.id}: {state['state']} before", flush=True)
             return 0
+        if run.start is not None:
+            run.start.check_ready()  # before the attempt counts
         records.begin(run.directory, run.identity() | {"overrides": list(run.overrides)}, run.config)
         try:
             code = _work(run)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ouro_lab import records
+from ouro_lab import rates, records
 from ouro_lab.config import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -22,12 +22,19 @@ def run_of(init_from: Mapping[str, Any], seed: int, own: "Study | None") -> "Run
     rate = source.rate(arm)
     if rate is None and source is own:
         raise ConfigError(f"{words}: its rate is swept in the same study; stages need rates that are set")
-    if rate is None:
-        raise ConfigError(f"{words}: its learning rates are still being swept; run make experiment NAME={source.name}")
-    run = source.run(arm, rate.lr, seed)
-    if source is own or run.state == "done" or run.id in {other.id for other in source.expand()}:
+    run = source.run(arm, _committed_rate(words, source.name, arm) if rate is None else rate.lr, seed)
+    if source is own or run.state == "done" or seed in source.definition.seeds:
         return run
     raise ConfigError(f"{words}: has no run of seed {seed}; its seeds are {list(source.definition.seeds)}")
+
+
+def _committed_rate(words: str, study: str, arm: str) -> float:
+    """What a sweep that is not finished here has chosen elsewhere: committed evidence can be read without its runs."""
+    try:
+        return float(rates.finished_sweep(study)[arm]["best"])
+    except (ConfigError, KeyError):
+        swept = f"its learning rates are still being swept; run make experiment NAME={study}"
+        raise ConfigError(f"{words}: {swept}") from None
 
 
 def not_done(run: "Run") -> str:

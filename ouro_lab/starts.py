@@ -55,6 +55,11 @@ class Start:
         """Whether the weights are final: those of a run that is not done are not."""
         return self.source is None or self.source.state == "done"
 
+    def check_ready(self) -> None:
+        """Raises ConfigError, with the command that makes the weights, where they are not final."""
+        if self.source is not None and not self.ready:
+            raise ConfigError(f"init_from = {self.path}: {stages.not_done(self.source)}")
+
     def load_into(self, backbone: nn.Module) -> None:
         """Raises ConfigError where they are not this backbone's weights (see `check_fit`)."""
         weights = self.weights()
@@ -93,8 +98,7 @@ class Start:
     def _newest(self) -> Path:
         from ouro_lab.training.checkpoint import newest
 
-        if self.source is not None and not self.ready:
-            raise ConfigError(f"init_from = {self.path}: {stages.not_done(self.source)}")
+        self.check_ready()
         path = self.path if self.path.is_file() else newest(self.path / "checkpoints")
         if path is None:
             raise ConfigError(f"init_from = {self.path}: has no checkpoint")

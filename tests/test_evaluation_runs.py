@@ -1,7 +1,5 @@
 """Runs that train nothing, and what is asked of a final model: alone, after training, in a study from end to end."""
 
-from types import SimpleNamespace
-
 import pytest
 from tests_support import BARE, TINY
 
@@ -89,7 +87,7 @@ def test_the_scope_of_a_verdict_counts_the_tokens_that_taught_the_model():
     sizes = {"fit": (2e6, 9), "judge": (5e3, 0)}
     costs = {arm: {"parameters": 1e5, "tokens": tokens, "steps": steps} for arm, (tokens, steps) in sizes.items()}
     known = {"arms": {arm: {"cost": cost} for arm, cost in costs.items()}, "scope": {"trunk_tokens": 8e6}}
-    said = {arm: wording.scope(known, SimpleNamespace(arm=arm)) for arm in sizes}
+    said = {arm: wording.scope(known, arm) for arm in sizes}
     assert said == {"fit": "100k parameters, 10M tokens", "judge": "100k parameters, 8.0M tokens"}
 
 

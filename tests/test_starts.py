@@ -7,13 +7,15 @@ import pytest
 import torch
 from tests_support import BARE, TINY
 
-from ouro_lab import records, starts
-from ouro_lab.check import check_starts
+from ouro_lab import rates, records, starts
+from ouro_lab.assembly import assemble
+from ouro_lab.check import check, check_starts
 from ouro_lab.config import ConfigError
 from ouro_lab.interop.ouro import write_ouro
 from ouro_lab.model import LoopedTransformer, ModelConfig
+from ouro_lab.run import execute
 from ouro_lab.starts import Start, find
-from ouro_lab.study import Study
+from ouro_lab.study import Run, Study
 
 SMALL = {"vocab_size": 11, "layers": 1, "loops": 2, "width": 8, "heads": 2, "attention": "plain"}
 
@@ -142,10 +144,43 @@ def test_an_arm_of_another_study_is_its_run_of_the_same_seed_known_before_it_is_
     assert study.expand()[0].hash != one_arm("study.seeds=[1]").expand()[0].hash
 
 
+def test_seeds_that_wait_for_a_sweep_are_checked_before_it():
+    tiny = [item for item in TINY if not item.startswith(("optim.lr", "~study.contrasts"))]
+    grid = "study.lr={grid: [1e-3, 2e-3], seeds: [0], metric: val/loss}"
+    start = ["+study.arms={one: ['backbone=looped']}", "init_from={study: p_hop_quick, arm: looped}"]
+    study = Study("p_hop", [*tiny, *BARE, *start, "study.seeds=[1]", grid])
+    source = Study("p_hop_quick").run("looped", 8e-3, 0)
+    records.begin(source.directory, source.identity(), source.config)
+    records.finish(source.directory, "done")
+    as_checkpoint(assemble(study.arm_configs["one"]).backbone, newest_of(source))
+    with pytest.raises(ConfigError, match=r"^p_hop: arm one: .*seed 1 is not done \(to do\)"):
+        check_starts(study, check(study))
+
+
+def newest_of(run: Run) -> Path:
+    """Where its newest checkpoint lies."""
+    folder = run.directory / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder / "step=1.ckpt"
+
+
+def test_a_start_that_is_not_ready_costs_no_attempt():
+    run = one_arm("init_from={study: p_hop_quick, arm: looped}", "study.seeds=[1]").expand()[0]
+    with pytest.raises(ConfigError, match=r"seed 1 is not done \(to do\); run make experiment NAME=p_hop_quick"):
+        execute(run)
+    assert records.read_state(run.directory) is None
+
+
+def test_a_rate_that_is_still_swept_names_the_command(monkeypatch):
+    monkeypatch.setattr(rates, "ROOT", Path("/nowhere"))
+    with pytest.raises(ConfigError, match=r"still being swept; run make experiment NAME=p_hop_lr"):
+        find({"study": "p_hop_lr", "arm": "looped"}, 0)
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({"study": "p_hop_lr", "arm": "looped"}, "still being swept; run make experiment NAME=p_hop_lr"),
+        ({"study": "p_hop_lr", "arm": "looped"}, r"arm: looped}: has no run of seed 0; its seeds are \[\]"),
         ({"study": "p_hop_quick", "arm": "lopped"}, "arm = lopped: not an arm of p_hop_quick; did you mean looped"),
         ({"study": "p_hop_quik", "arm": "looped"}, "study p_hop_quik: no such file.*did you mean p_hop_quick"),
         ({"arm": "looped"}, "must be a path, a run, or {study: …, arm: …}"),

@@ -93,7 +93,7 @@ def draw(fitted: Fit, folder: Path, name: str = "scaling", formats: Iterable[str
 
 def caption(fitted: Fit) -> str:
     tokens, parameters = (compact(held(fitted.points, panel)) for panel in _OTHER)
-    parts = [f"Loss against parameters at {tokens} tokens, against tokens at {parameters} parameters, and all residuals"]
+    parts = [f"Loss against parameters at {tokens} tokens, against tokens at {parameters} parameters, and residuals"]
     if fitted.values:
         parts[0] += f"; lines: L = {fitted.law.formula}, residuals {100 * fitted.rms:.2g} % of the loss (RMS)"
     flags = dict.fromkeys(fitted.flags.values())

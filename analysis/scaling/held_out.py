@@ -1,16 +1,17 @@
 """Error on runs that a fit has not seen, and whether a law's loop term is worth having."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.scaling.checks import obstacle
 from analysis.scaling.fits import Fit, Method, fit
 from analysis.scaling.laws import Law
 from analysis.scaling.points import SAME, Points
 from analysis.scaling.projection import Solutions
 from analysis.scaling.uncertainty import resampled, trunk_weights
+
+SEEN = 5e-5  # of log loss: less is printed as 0, and is rounding where the loop term is absent
 
 Split = Callable[[Points], np.ndarray]
 
@@ -70,11 +71,7 @@ class Margin:
 
     @property
     def beats(self) -> bool:
-        return not self.refused and self.interval[0] > 0
-
-    @property
-    def loses(self) -> bool:
-        return not self.refused and self.interval[1] < 0
+        return not self.refused and self.interval[0] > SEEN
 
     def __str__(self) -> str:
         numbers = (f"{100 * number:+.2f}".replace("-", "−") for number in (self.value, *self.interval))
@@ -101,16 +98,11 @@ class LoopTerm:
 
     @property
     def word(self) -> str:
-        """As a verdict; contradicted is where both errors are larger with the term, beyond their intervals."""
-        if self.supported:
-            return "supported"
-        if self.size.loses and self.depth.loses:
-            return "contradicted"
-        return "not supported" if self.decided else "inconclusive"
+        """`not supported`: the law without the term does as well. It is nested, so nothing here contradicts it."""
+        return "supported" if self.supported else "not supported" if self.decided else "inconclusive"
 
     def __str__(self) -> str:
-        word = "supported" if self.supported else "not supported" if self.decided else "undecided"
-        return f"{self.law.name}: loop term {word}; held-out size: {self.size}; held-out depth: {self.depth}"
+        return f"{self.law.name}: loop term {self.word}; held-out size: {self.size}; held-out depth: {self.depth}"
 
 
 def loop_term_supported(
@@ -123,8 +115,11 @@ def loop_term_supported(
     """
     if law.nested is None:
         raise ValueError(f"loop_term_supported: {law.name} has no loop term")
-    margins = [margin(law, law.nested, points, largest(name), draws, seed, level) for name in ("parameters", depth)]
-    return LoopTerm(law, *margins)
+    splits = [largest(name) for name in ("parameters", depth)]
+    size, deep = (margin(law, law.nested, points, split, draws, seed, level) for split in splits)
+    if np.array_equal(*(split(points) for split in splits)):
+        deep = replace(deep, refused="undecided (the largest are the deepest: one comparison, not two)")
+    return LoopTerm(law, size, deep)
 
 
 def margin(
@@ -134,8 +129,8 @@ def margin(
     out = split(points)
     seen, test = points.take(~out), points.take(out)
     empty = "" if out.any() else "no point is held out"
-    empty = "there is no other to fit to" if out.all() else empty
-    if refused := empty or obstacle(law, seen) or obstacle(nested, seen):
+    empty = "no point is left to fit to" if out.all() else empty
+    if refused := empty or fit(law, seen).refused or fit(nested, seen).refused:
         return Margin(np.nan, np.nan, (np.nan, np.nan), f"undecided ({refused})")
     # Fitted trunks and held-out trunks are drawn apart: a branch of a fitted trunk may be among the held-out points.
     weights, counts = trunk_weights(seen, draws, seed), trunk_weights(test, draws, seed + 1)

@@ -106,8 +106,8 @@ def _rows(run: pd.Series, every_loop: bool) -> list[dict[str, object]]:
     ]
 
 
-def of(one: Fit) -> str:
-    """Which points a fit is of: what its law holds constant."""
+def constants(one: Fit) -> str:
+    """Which points a fit is of: what its law holds constant, and where."""
     held = [f"{name.replace('_', ' ')} {one.points.variable(name)[0]:,.0f}" for name in one.law.constant]
     return ", ".join(held) or "all"
 
@@ -126,4 +126,4 @@ def _row(one: Fit) -> tuple[str, ...]:
     values = one.refused or "; ".join(f"{name} = {text}" for name, text in one.table().items())
     quality = (f"{one.aic:.1f}", f"{one.rms:.4f}", f"{one.r2:.3f}") if one.values else ("–", "–", "–")
     term = "–" if one.law.nested is None else str(loop_term(one)).split(": ", 1)[1]
-    return f"{one.law.name}: {one.law.formula}", of(one), str(one.points.trunks), values, *quality, term
+    return f"{one.law.name}: {one.law.formula}", constants(one), str(one.points.trunks), values, *quality, term

@@ -39,11 +39,11 @@ class Slots:
         self.gate_logits = torch.zeros(loops, count, dtype=stack.dtype, device=stack.device)
         self._all = list(range(count))
         self._known: dict[tuple[int, ...], Tensor] = {}
-        self._asked: dict[int, Tensor] = {}  # logits [V] that a rule has asked of a slot's present state
+        self._predicted: dict[int, Tensor] = {}  # logits [V] that a rule has asked of a slot's present state
 
     def begin(self, tokens: Mapping[int, int], positions: Mapping[int, int]) -> None:
         """Puts tokens into their slots, before the first loop."""
-        self._asked.clear()
+        self._predicted.clear()
         index = self._index(list(tokens))
         self.stream.index_copy_(0, index, self.stack.embed(self._index(list(tokens.values()))))
         self.hidden.index_fill_(0, index, 0.0)
@@ -53,7 +53,7 @@ class Slots:
 
     def arrive(self, positions: Mapping[int, int], hidden: Tensor) -> None:
         """Says that the tokens at `positions`, by slot, have been through all loops, to the states [N, d]."""
-        self._asked.clear()
+        self._predicted.clear()
         self.hidden.index_copy_(0, self._index(list(positions)), hidden)
         for slot, position in positions.items():
             self.position[slot], self.loop[slot], self.read[slot] = position, self.loops, False
@@ -63,7 +63,7 @@ class Slots:
 
         read: whose policy decides what is attended to. others: caches that keep the same tokens, for later.
         """
-        self._asked.clear()
+        self._predicted.clear()
         loops = [self.loop[slot] + 1 for slot in slots]
         positions = [self.position[slot] for slot in slots]
         index, rope = self._index(slots), self.stack.rope(self._index(positions), read.length)
@@ -94,8 +94,8 @@ class Slots:
 
         The head is not asked again for what a rule has just seen.
         """
-        if slots and not self.full_depth and all(slot in self._asked for slot in slots):
-            return torch.stack([self._asked[slot] for slot in slots])
+        if slots and not self.full_depth and all(slot in self._predicted for slot in slots):
+            return torch.stack([self._predicted[slot] for slot in slots])
         index = self._index(slots)
         hidden = self.hidden.index_select(0, index)
         if self.full_depth:
@@ -122,15 +122,15 @@ class Slots:
             hidden=hidden,
             previous=previous,
             log_survival=survival,
-            logits=lambda: self._ask(slots, hidden),
+            logits=lambda: self._predict(slots, hidden),
             previous_logits=lambda: self.stack.logits(previous),
             row=self._index([row_number(self.seed[slot], self.position[slot]) for slot in slots]) if drawn else None,
             gate_logits=gates,
         )
 
-    def _ask(self, slots: list[int], hidden: Tensor) -> Tensor:
+    def _predict(self, slots: list[int], hidden: Tensor) -> Tensor:
         logits = self.stack.logits(hidden)
-        self._asked.update(zip(slots, logits.unbind(), strict=True))
+        self._predicted.update(zip(slots, logits.unbind(), strict=True))
         return logits
 
     def _gate(

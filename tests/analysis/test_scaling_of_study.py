@@ -15,6 +15,7 @@ from analysis.scaling import of_study
 from analysis.scaling.catalogue import OURO_TOTAL, RECURRENCE
 from analysis.scaling.fits import fit
 from analysis.scaling.points import Points
+from analysis.scaling.verdict import judge
 from ouro_lab.claims import known
 from tests.analysis.test_scaling_laws import BASE, LOOP, draw, ladder
 
@@ -28,6 +29,8 @@ def study(points: Points, laws: list[str], states: dict[int, str] | None = None)
         rows.append(
             {
                 "id": f"run-{i}",
+                "arm": "a",
+                "seed": i,
                 "state": (states or {}).get(i, "done"),
                 "phase": "main",
                 "seconds": 60.0,
@@ -104,13 +107,56 @@ def test_a_claim_of_a_law_is_judged_by_the_fit(changed: dict | None, word: str, 
     law = OURO_TOTAL
     shapes = ladder(loops=(1, 2, 4, 8)) if changed is not None else ladder((32, 48, 64), loops=(1, 2, 4, 8))
     result = study(draw(shapes, law, run=0.002, point=0.002, **BASE, **(changed or LOOP)), [law.name])
-    stated = {"hash": "0", "claim": ["C29", "S07"], "contrasts": {}, "arms": {"a": {"lr_status": "swept"}}}
-    result.study.update(stated)
+    result.study.update(stated())
     evidence = Evidence(tmp_path, result, {}, None, None)
     (row,) = ledger.of_study(known()["C29"], evidence)
-    assert (row.word, row.rates, row.n) == (word, "swept", str(len(result.runs)))
+    assert (row.word, row.verdict, row.rates, row.n) == (word, f"{word}; outdated", "swept", str(len(result.runs)))
+    assert row.scope.startswith("at most 2.0M parameters (1/26 of the paper's 53M), ")
     assert re.match(rf"R² 0\.99\d; less error by the term: {size}", row.effect), row.effect
     assert ledger.of_study(known()["S07"], evidence)[0].word == "no contrast"
+
+
+def stated() -> dict:
+    """What a study says of itself, with one arm whose first two seeds are the positive control."""
+    arm = {"lr_status": "swept", "lr_matched": True, "cost": {"training_flops": 1, "parameters": 2e6, "tokens": 1e6}}
+    return {
+        "hash": "0",
+        "registered": {"hash": "0"},
+        "claim": ["C29", "S07"],
+        "contrasts": {},
+        "seeds": [0, 1],
+        "arms": {"a": arm},
+        "positive_control": {"arm": "a", "metric": "loss", "below": 99.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "states", "said"),
+    [
+        ({"registered": {"hash": "1"}}, {}, "supported (exploratory)"),
+        ({"arms": {"a": stated()["arms"]["a"] | {"lr_matched": False}}}, {}, "supported (unmatched)"),
+        ({"registered": None}, {}, "unregistered: no hash was stored before the first run (exploratory)"),
+        ({"positive_control": None}, {}, "no positive control"),
+        ({}, {7: "diverged"}, "incomplete: 95 of 96 runs done"),
+    ],
+)
+def test_the_rules_of_verdicts_hold_for_laws(changed: dict, states: dict[int, str], said: str) -> None:
+    points = draw(ladder(loops=(1, 2, 4, 8)), RECURRENCE, run=0.002, point=0.002)
+    result = study(points, ["recurrence"], states)
+    result.study.update(stated() | changed)
+    (found,) = judge(result, RECURRENCE)
+    assert str(found) == said
+
+
+def test_a_law_that_the_design_cannot_tell_is_inconclusive() -> None:
+    diagonal = [ladder((width,), (loops,)) for width, loops in ((32, 1), (48, 2), (64, 3), (96, 4), (128, 6))]
+    one = Points(*(np.concatenate(parts) for parts in zip(*(vars(part).values() for part in diagonal), strict=True)))
+    made = draw(one, OURO_TOTAL, run=0.002, point=0.002, **BASE, **LOOP)
+    result = study(made, ["ouro_total"])
+    result.study.update(stated())
+    (found,) = judge(result, OURO_TOTAL)
+    assert found.word == "inconclusive"
+    assert found.term.depth.refused == "undecided (the largest are the deepest: one comparison, not two)"
 
 
 def test_too_few_points_are_a_line_instead_of_numbers(drawn: Points, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_targets_ask_every_seed(make) -> None:
 
 def test_scope_gives_the_ratio_to_the_paper(make) -> None:
     result = make(Fake(change=lambda study: study["scope"].update(paper_parameters=1.4e9, paper_tokens=7.7e12)))
-    text = wording.scope(result.study, judge(result)["depth_by_reuse"])
+    text = wording.scope(result.study, judge(result)["depth_by_reuse"].arm)
     assert text == "96k parameters (1/15,000 of the paper's 1.4B), 4.6M tokens (1/1,700,000 of the paper's 7.7T)"
 
 

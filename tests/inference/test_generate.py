@@ -75,6 +75,8 @@ def test_the_head_is_asked_once_per_state(make_model, monkeypatch: pytest.Monkey
     for number, prompt in enumerate(PROMPTS):
         found = [(token.token, token.loops) for token in made if token.sequence == number]
         assert found == continued(Oracle(model), prompt, 6, rule)
+    together = generate(model, PROMPTS, 6, rule, slots=3)  # rows of a batch are not slots
+    assert [one.tokens for one in together] == [[t.token for t in made if t.sequence == n] for n in range(len(PROMPTS))]
     loops = [token.loops for token in made]
     assert set(loops) == {1, 2, 3}
     # One for the prompt, never asked about; of the others each loop’s state is seen, by the rule or at the end.
