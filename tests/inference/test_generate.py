@@ -38,6 +38,17 @@ def test_more_prompts_than_slots_come_out_as_each_alone(make_model, scattered, p
     assert len({loops for found in together for loops in found.loops[1:]}) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_exit_that_never_fires_is_the_full_run_to_the_last_bit(make_model, dtype: torch.dtype) -> None:
+    def states(rule: QExit | None) -> Tensor:
+        engine = Engine(make_model(dtype), 3, 24, decode="full" if rule is None else "last_available")
+        made = [*stream(engine, [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS)], 9, rule)]
+        assert {token.loops for token in made} == {3}
+        return torch.cat([engine.slots.hidden.flatten(), torch.tensor([token.token for token in made], dtype=dtype)])
+
+    assert torch.equal(states(QExit(1.0)), states(None))
+
+
 def test_in_float32_a_batch_is_its_sequences_up_to_rounding(make_model) -> None:
     model = make_model(torch.float32)
     alone = Engine(model, 1, 8)
