@@ -76,8 +76,8 @@ def test_a_grid_that_both_arms_share_needs_no_choice_of_a_rate() -> None:
     edge = {"lr_matched": False, "lr_status": "optimum at the grid's edge"}
     whole = study | {"arms": {"a": edge, "b": edge, "c": edge}, "registered": {"hash": "1"}, "hash": "1"}
     contrast = {"arm": "a", "reference": "b", "metric": LR_SENSITIVITY}
-    assert verdict._qualifiers(whole, contrast) == []
-    assert verdict._qualifiers(whole, contrast | {"reference": "c"}) == ["unmatched"]
+    assert verdict.qualifiers(whole, ("a", "b"), LR_SENSITIVITY) == []
+    assert verdict.qualifiers(whole, ("a", "c"), LR_SENSITIVITY) == ["unmatched"]
     assert wording.rates(whole, SimpleNamespace(**contrast)) == "all rates of one grid"
 
 
