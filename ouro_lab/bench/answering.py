@@ -76,7 +76,7 @@ def trained(source: str | Path) -> tuple[Any, list[list[tuple[int, int]]]]:
         raise ConfigError(f"{CKPT} = {source}: {error}") from error
     task = getattr(build(OmegaConf.create(trunk.data), "data"), "task", None) if trunk.data else None
     if not isinstance(task, PHop):
-        raise ConfigError(f"{CKPT} = {source}: must be a model of p-hop, as of trunk_p_hop or trunk_p_hop_wide")
+        raise ConfigError(f"{CKPT} = {source}: must be a model of p-hop, as of trunk_p_hop or gate_p_hop_wide")
     found = task.evaluation(TEST, EACH)
     pairs = zip(found["tokens"].tolist(), found["targets"].tolist(), strict=True)
     sequences = [list(zip(tokens, targets, strict=True)) for tokens, targets in pairs]
