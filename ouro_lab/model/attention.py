@@ -15,6 +15,7 @@ from ouro_lab.measured import once_per_machine
 from ouro_lab.model.varlen import Spans, attend_varlen, obstacle, spans
 
 Rope = tuple[Tensor, Tensor]
+PLAIN_TO = 4096  # positions; the S² scores of four heads, which autograd keeps twice and more, are 256 MiB there
 LANES = 16  # float32 numbers in a vector register
 Mask = Tensor | Spans | None
 
@@ -110,10 +111,11 @@ def _flash_varlen(q: Tensor, k: Tensor, v: Tensor, where: Spans, causal: bool) -
 BACKENDS: dict[str, Callable[..., Tensor]] = {"plain": _plain, "sdpa": _sdpa, "flash_varlen": _flash_varlen}
 
 
-def candidates(device: str, dtype: torch.dtype, head_dim: int, documents: bool) -> list[str]:
-    """Backends that can run here; without documents sdpa is the fused kernel already."""
+def candidates(device: str, dtype: torch.dtype, head_dim: int, documents: bool, length: int) -> list[str]:
+    """Backends worth trying here. Without documents sdpa is the fused kernel; plain keeps S² scores per head."""
     varlen = documents and obstacle(device, dtype, head_dim) is None
-    return [name for name in BACKENDS if name != "flash_varlen" or varlen]
+    runs = {"plain": length <= PLAIN_TO, "sdpa": True, "flash_varlen": varlen}
+    return [name for name in BACKENDS if runs[name]]
 
 
 @cache
@@ -126,7 +128,9 @@ def fastest_backend(device: str, dtype: torch.dtype, length: int, head_dim: int,
     key = f"{machine} {dtype} S{length} D{head_dim} docs={documents}"
 
     def cheapest() -> str:
-        names = candidates(device, dtype, head_dim, documents)
+        names = candidates(device, dtype, head_dim, documents, length)
+        if len(names) == 1:
+            return names[0]
         costs = {name: _cost(name, torch.device(device), dtype, length, head_dim, documents) for name in names}
         return min(costs, key=lambda name: costs[name])
 

@@ -103,6 +103,16 @@ def test_the_cheaper_one_is_chosen(cheap: str, cache_file: Path, monkeypatch: py
     assert fastest_backend(*CPU) == cheap
 
 
+def test_scores_of_a_long_context_are_not_even_tried(cache_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(attention, "_cost", lambda name, *_: float(len(tried.append(name) or tried)))
+    assert fastest_backend("cpu", torch.float32, 65_536, 64, False) == "sdpa"
+    assert fastest_backend("cuda", torch.bfloat16, 65_536, 64, False) == "sdpa"
+    assert tried == []
+    assert fastest_backend("cpu", torch.float32, 4096, 64, False) == "plain"
+    assert tried == ["plain", "sdpa"]
+
+
 @pytest.mark.parametrize("change", ["device", "dtype", "length", "head_dim", "documents", "matmul_precision"])
 def test_whatever_changes_the_cost_is_measured_apart(
     change: str, cache_file: Path, monkeypatch: pytest.MonkeyPatch

@@ -126,7 +126,7 @@ def test_another_number_of_documents_is_no_new_graph(on_cpu: None) -> None:
 def test_what_stands_in_its_way_is_named(change: dict, message: str) -> None:
     asked = [change.get(place, value) for place, value in enumerate(CUDA)]
     assert obstacle(*asked) == message
-    assert "flash_varlen" not in candidates(*asked, documents=True)
+    assert "flash_varlen" not in candidates(*asked, documents=True, length=128)
 
 
 def test_an_absent_kernel_is_one_line(installed: Callable) -> None:
@@ -153,8 +153,8 @@ def test_flash_attn_comes_first_and_gets_the_documents(installed: Callable) -> N
     installed("flash_attn", "flash_attn_varlen_func", stub)
     check_kernel()
     assert obstacle(*CUDA) is None
-    assert candidates(*CUDA, documents=True) == ["plain", "sdpa", "flash_varlen"]
-    assert candidates(*CUDA, documents=False) == ["plain", "sdpa"]
+    assert candidates(*CUDA, documents=True, length=128) == ["plain", "sdpa", "flash_varlen"]
+    assert candidates(*CUDA, documents=False, length=128) == ["plain", "sdpa"]
 
 
 def test_torch_s_own_stands_in(installed: Callable) -> None:
