@@ -92,7 +92,7 @@ def _common() -> bytes:
 def _key(name: str, common: bytes) -> str:
     """Also of the runs here that the row counts, or that it took rates or weights from."""
     digest = hashlib.sha256(common)
-    sources = re.findall(r"(?:from|study)[=:]\W*(\w+)", (EXPERIMENTS / f"{name}.yaml").read_text())
+    sources = re.findall(r"from[=:]\W*(?:study[=:]\W*)?(\w+)", (EXPERIMENTS / f"{name}.yaml").read_text())
     for study in sorted({name, *sources}):
         for file in sorted((records.runs_root() / study).glob("**/*.json")):
             digest.update(_as_of(file))

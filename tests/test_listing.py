@@ -103,3 +103,11 @@ def test_list_tells_evidence_of_an_earlier_version(capsys, monkeypatch, tmp_path
     assert "evidence" not in other
     assert same.endswith("evidence committed")
     assert earlier.endswith("evidence committed, of an earlier version of the study")
+
+
+def test_a_row_is_made_anew_when_the_runs_change_that_it_starts_from():
+    before = listing._key("gate_p_hop_wide", b"")
+    source = records.runs_root() / "trunk_p_hop_wide" / "a_run"
+    source.mkdir(parents=True)
+    (source / "run.json").write_text("{}")
+    assert listing._key("gate_p_hop_wide", b"") != before

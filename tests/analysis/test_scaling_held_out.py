@@ -10,9 +10,10 @@ from analysis.scaling.catalogue import CHINCHILLA, OURO_TOTAL, RECURRENCE
 from analysis.scaling.figure import draw as draw_figure
 from analysis.scaling.figure import figure_data
 from analysis.scaling.fits import fit
-from analysis.scaling.held_out import beyond, held_out, largest, loop_term_supported
+from analysis.scaling.held_out import Margin, beyond, held_out, largest, loop_term_supported
 from analysis.scaling.laws import Law
 from analysis.scaling.uncertainty import bootstrap
+from analysis.style import Palette
 from tests.analysis.test_scaling_laws import BASE, draw, ladder
 
 DEPTHS = (1, 2, 4, 8)
@@ -72,6 +73,19 @@ def test_loop_term_is_undecided_where_a_split_leaves_too_little() -> None:
     )
     with pytest.raises(ValueError, match="chinchilla has no loop term"):
         loop_term_supported(CHINCHILLA, draw(ladder(), CHINCHILLA))
+
+
+def test_rounding_is_no_gain_and_is_printed_as_none() -> None:
+    assert not Margin(0.1, 0.1, (1e-12, 2e-12)).beats
+    assert str(Margin(0.1, 0.1, (-1e-12, 2e-12))) == "0 % of the loss [0, 0]"
+    assert Margin(0.11, 0.1, (0.002, 0.02)).beats
+    assert str(Margin(0.11, 0.1, (0.002, 0.02))) == "+1.00 % of the loss [+0.20, +2.00]"
+
+
+def test_nine_loops_look_like_nine() -> None:
+    names = [str(loop) for loop in range(9)]
+    palette = Palette(names)
+    assert len({(palette.colour(name), palette.marker(name)) for name in names}) == 9
 
 
 def test_figure_data_are_points_curves_and_residuals() -> None:
