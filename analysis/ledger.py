@@ -66,10 +66,10 @@ def of_study(claim: Claim, evidence: Evidence) -> list[Row]:
         return []
     if claim.law:
         law, study = LAWS[claim.law], evidence.result
-        found = judge(study, law) if law in laws(study) else []
+        found = judge(study, law, claim.together) if law in laws(study) else []
         return [_of_law(claim, evidence, one) for one in found] or [_without_contrast(claim, evidence)]
     if speakers:
-        return [_of_contrast(claim, evidence, evidence.verdicts[name]) for name in speakers]
+        return [of_contrast(claim, evidence, evidence.verdicts[name]) for name in speakers]
     return [_without_contrast(claim, evidence)]
 
 
@@ -87,7 +87,7 @@ def cost(runs: Any) -> str:
     return " + ".join(parts) or NONE
 
 
-def _of_contrast(claim: Claim, evidence: Evidence, verdict: Verdict) -> Row:
+def of_contrast(claim: Claim, evidence: Evidence, verdict: Verdict) -> Row:
     study = evidence.result.study
     pair = " v ".join(_shape(evidence.result, arm) for arm in (verdict.arm, verdict.reference))
     return Row(
@@ -107,8 +107,14 @@ def _of_contrast(claim: Claim, evidence: Evidence, verdict: Verdict) -> Row:
 
 
 def _of_law(claim: Claim, evidence: Evidence, one: LawVerdict) -> Row:
-    study, term = evidence.result.study, one.term
-    quality = one.fit.refused or f"R² {one.fit.r2:.3f}"
+    study = evidence.result.study
+    if one.together:
+        arms = "the sum of the loops' laws, each weighted by the loop's mean exit probability, v the loss minimised"
+        effect = str(one.together)
+    else:
+        arms = f"{one.fit.law.formula}, v without the term in loops: errors on the largest size, and depth, held out"
+        gain = f"less error by the term: {one.term.size} at the largest size, {one.term.depth} at the largest depth"
+        effect = f"{one.fit.refused or f'R² {one.fit.r2:.3f}'}; {gain}"
     return Row(
         claim,
         word=one.word,
@@ -116,10 +122,10 @@ def _of_law(claim: Claim, evidence: Evidence, one: LawVerdict) -> Row:
         sources=_sources(evidence),
         study=study["name"],
         regime=f"a fit, points of {constants(one.fit)}",
-        arms=f"{one.fit.law.formula}, v without the term in loops: errors on the largest size, and depth, held out",
+        arms=arms,
         n=str(one.fit.points.trunks),
         rates=", ".join(dict.fromkeys(arm["lr_status"] for arm in study["arms"].values())),
-        effect=f"{quality}; less error by the term: {term.size} at the largest size, {term.depth} at the largest depth",
+        effect=effect,
         scope=f"at most {wording.scope(_scaled(study, claim), one.arm)}",
         cost=cost(evidence.result.runs),
     )

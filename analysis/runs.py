@@ -47,6 +47,11 @@ class StudyResult:
         return self.study["name"]
 
     @property
+    def finished(self) -> pd.DataFrame:
+        """The rows of the runs that a verdict may be of: done, and not of a sweep."""
+        return self.runs[(self.runs["state"] == "done") & (self.runs["phase"] == "main")]
+
+    @property
     def counts(self) -> dict[str, int]:
         """Runs per state, and stale directories; states that occur."""
         found = Counter(self.runs["state"])

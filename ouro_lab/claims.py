@@ -20,7 +20,8 @@ class Claim:
 
     published: the figure or finding as printed. needs: of `NEEDS`, what an answer needs that a laptop lacks.
     parameters, tokens: of the smallest published model of the comparison. tests: files that check all of the statement.
-    law: the scaling law whose fit speaks for it, instead of a contrast.
+    law: the scaling law whose fit speaks for it, instead of a contrast. together: what speaks is the sum of that
+    law's loops, weighted by the exit distribution.
     """
 
     id: str
@@ -32,10 +33,15 @@ class Claim:
     tokens: int | None = None
     tests: tuple[str, ...] = ()
     law: str | None = None
+    together: bool = False
 
     def __post_init__(self) -> None:
         if self.needs is not None and self.needs not in NEEDS:
             raise ConfigError(f"claim {self.id}: needs = {self.needs}: {nearest(str(self.needs), NEEDS)}, null")
+        if self.together and not str(self.law).startswith("ouro_stepwise"):
+            raise ConfigError(
+                f"claim {self.id}: together = true: needs a law of each loop, ouro_stepwise, not {self.law}"
+            )
 
 
 @cache

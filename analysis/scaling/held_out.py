@@ -8,8 +8,7 @@ import numpy as np
 from analysis.scaling.fits import Fit, Method, fit
 from analysis.scaling.laws import Law
 from analysis.scaling.points import SAME, Points
-from analysis.scaling.projection import Solutions
-from analysis.scaling.uncertainty import resampled, trunk_weights
+from analysis.scaling.uncertainty import predictions, resampled, trunk_weights
 
 SEEN = 5e-5  # of log loss: less is printed as 0, and is rounding where the loop term is absent
 
@@ -143,9 +142,5 @@ def margin(
 def _errors(law: Law, seen: Points, test: Points, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """RMS of log loss on the held-out points [draws], each point counted as often as its trunk was drawn."""
     found = resampled(fit(law, seen), weights)
-    wrong = np.log(test.loss) - np.log(_predictions(law, test, found))
+    wrong = np.log(test.loss) - np.log(predictions(law, test, found))
     return np.sqrt((counts * wrong**2).sum(axis=1) / counts.sum(axis=1))
-
-
-def _predictions(law: Law, points: Points, found: Solutions) -> np.ndarray:
-    return np.einsum("bk,bkn->bn", found.coefficients, np.exp(law.basis(points, found.theta)[0]))

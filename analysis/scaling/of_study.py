@@ -14,6 +14,7 @@ from analysis.scaling.catalogue import LAWS
 from analysis.scaling.fits import Fit, fit
 from analysis.scaling.held_out import LoopTerm, loop_term_supported
 from analysis.scaling.laws import Law
+from analysis.scaling.loops_together import loops_together
 from analysis.scaling.points import SAME, Points
 from analysis.scaling.uncertainty import bootstrap
 from analysis.style import FORMATS
@@ -23,6 +24,10 @@ NOTE = (
     "Fitted by variable projection to the test loss of finished runs, all weighing the same; intervals by bootstrap "
     "over runs. Loop term: what it takes off the error (RMS of log loss) on the largest size and the largest depth, "
     "held out; it counts only where both intervals lie above 0. AIC compares laws of the same points."
+)
+TOGETHER = (
+    "Each loop's law, fitted to its training loss, weighted by its exit probability (a mean over runs), against the "
+    "loss that training minimises: all over the last tenth of the steps."
 )
 
 
@@ -45,8 +50,7 @@ def points(result: StudyResult, every_loop: bool = False) -> Points:
     Raises:
         ValueError: no run has finished, or one lacks its loss.
     """
-    runs = result.runs[(result.runs["state"] == "done") & (result.runs["phase"] == "main")]
-    rows = [row for _, run in runs.iterrows() for row in _rows(run, every_loop)]
+    rows = [row for _, run in result.finished.iterrows() for row in _rows(run, every_loop)]
     if not rows:
         raise ValueError(f"study {result.name}: no finished run to fit a law to")
     return Points.of(pd.DataFrame(rows))
@@ -55,12 +59,13 @@ def points(result: StudyResult, every_loop: bool = False) -> Points:
 def section(result: StudyResult, folder: Path, formats: Iterable[str] = FORMATS) -> list[Block]:
     """Fits, their table and a figure each; empty for a study that names no law."""
     wanted = laws(result)
-    if not wanted or not (result.runs["state"] == "done").any():
+    if not wanted or result.finished.empty:
         return []
     fits = [found for law in wanted for found in fitted(law, result)]
     shown = [(i, one) for i, one in enumerate(fits, 1) if one.values and one.points.trunks > len(one.law.names)]
     drawn = [figure.draw(one, folder, f"scaling_{i}_{one.law.name}", formats) for i, one in shown]
-    return [Heading("Scaling laws"), _table(fits), Text(NOTE, "note"), *[Picture((one,)) for one in drawn]]
+    pictures = [Picture((one,)) for one in drawn]
+    return [Heading("Scaling laws"), _table(fits), Text(NOTE, "note"), *_together(fits, result), *pictures]
 
 
 def fitted(law: Law, result: StudyResult) -> list[Fit]:
@@ -89,6 +94,8 @@ def _groups(law: Law, data: Points) -> Iterable[Points]:
 def _rows(run: pd.Series, every_loop: bool) -> list[dict[str, object]]:
     shape = str(run["id"]), run["cost/parameters"], run["cost/body_parameters"], run["cost/tokens"]
     trained = len([name for name in run.index if name.startswith("final/loss_loop") and np.isfinite(run[name])])
+    if not trained:
+        raise ValueError(f"run {run['id']}: no final/loss_loop1; a scaling law needs every loop's loss")
     losses = (
         {t: run[f"final/loss_loop{t}"] for t in range(1, trained + 1)} if every_loop else {trained: run["final/loss"]}
     )
@@ -120,6 +127,15 @@ def loop_term(one: Fit) -> LoopTerm:
 def _table(fits: list[Fit]) -> Table:
     header = ("law", "points of", "runs", "values", "AIC", "RMS of log loss", "R²", "loop term")
     return Table(header, [_row(one) for one in fits], left=(0, 1, 3, 7))
+
+
+def _together(fits: list[Fit], result: StudyResult) -> list[Block]:
+    """What the step-wise laws explain together of the loss minimised, a row per trained depth."""
+    stepwise = [one for one in fits if one.law.constant == ("trained_loops",)]
+    sums = [(one, loops_together(one, result, DRAWS)) for one in stepwise]
+    header = ("the loops together", "points of", "mean exits", "explained")
+    rows = [(one.law.name, constants(one), together.exits, str(together)) for one, together in sums]
+    return [Table(header, rows, left=(0, 1, 2, 3)), Text(TOGETHER, "note")] if rows else []
 
 
 def _row(one: Fit) -> tuple[str, ...]:

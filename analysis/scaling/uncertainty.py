@@ -43,7 +43,7 @@ def bootstrap(fitted: Fit, draws: int = 500, seed: int = 0, level: float = 0.95)
         return replace(fitted, unstable=dict.fromkeys(law.names, line))
     found = resampled(fitted, trunk_weights(fitted.points, draws, seed))
     numbers = np.concatenate([found.coefficients, found.theta], axis=1)
-    low, high = np.quantile(numbers, _tails(level, fitted.points.trunks, df), axis=0)
+    low, high = np.quantile(numbers, tails(level, fitted.points.trunks, df), axis=0)
     intervals = {name: (float(a), float(b)) for name, a, b in zip(law.names, low, high, strict=True)}
     return replace(fitted, intervals=intervals, unstable=_unstable(law, fitted.points, found))
 
@@ -62,6 +62,11 @@ def resampled(fitted: Fit, weights: np.ndarray) -> Solutions:
         return project(law, points, np.repeat(start.theta, len(weights), axis=0), weights)
     found = [huber(law, points, row, start) for row in weights]
     return Solutions(*(np.concatenate([getattr(one, name) for one in found]) for name in vars(start)))
+
+
+def predictions(law: Law, points: Points, found: Solutions) -> np.ndarray:
+    """The loss by each of the solutions [draws, n]."""
+    return np.einsum("bk,bkn->bn", found.coefficients, np.exp(law.basis(points, found.theta)[0]))
 
 
 def profile(fitted: Fit, name: str, values: Sequence[float] | np.ndarray, level: float = 0.95) -> Profile:
@@ -114,7 +119,8 @@ def _crossing(at: np.ndarray, objective: np.ndarray, limit: float) -> float | No
     return float(np.interp(limit, objective[after - 1 : after + 1], at[after - 1 : after + 1]))
 
 
-def _tails(level: float, trunks: int, df: int) -> tuple[float, float]:
+def tails(level: float, trunks: int, df: int) -> tuple[float, float]:
+    """The two quantiles of resamples that an interval lies between: wider than those of `level`, see `bootstrap`."""
     wide = float(stats.norm.cdf(stats.t.ppf((1 - level) / 2, df) * math.sqrt(trunks / df)))
     return wide, 1 - wide
 

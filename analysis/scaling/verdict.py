@@ -2,52 +2,60 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from analysis import verdict
 from analysis.runs import StudyResult
 from analysis.samples import positive_control
 from analysis.scaling.fits import Fit
 from analysis.scaling.held_out import LoopTerm
 from analysis.scaling.laws import Law
-from analysis.scaling.of_study import fitted, loop_term
+from analysis.scaling.loops_together import LoopsTogether, loops_together
+from analysis.scaling.of_study import DRAWS, fitted, loop_term
 
 
 @dataclass(frozen=True)
 class LawVerdict:
-    """word: `LoopTerm.word`, or why none may be given. arm: the one of the most training FLOPs, for the scope."""
+    """word: `LoopTerm.word`, or why none may be given. arm: the one of the most training FLOPs, for the scope.
+
+    together: of a claim about the law's loops together. It is a number that no rule judges, so the word is `estimated`.
+    """
 
     fit: Fit
-    term: LoopTerm
     arm: str
     word: str
     qualifiers: list[str]
+    term: LoopTerm | None = None
+    together: LoopsTogether | None = None
 
     def __str__(self) -> str:
         return f"{self.word} ({', '.join(self.qualifiers)})" if self.qualifiers else self.word
 
 
-def judge(result: StudyResult, law: Law) -> list[LawVerdict]:
-    """One for each of the law's fits; none where no run has finished."""
-    if not (_main(result)["state"] == "done").any():
+def judge(result: StudyResult, law: Law, together: bool = False) -> list[LawVerdict]:
+    """One for each of the law's fits; none where no run has finished. together: of its loops' sum, not of its form."""
+    if result.finished.empty:
         return []
     arms = result.study["arms"]
     largest = max(arms, key=lambda arm: arms[arm]["cost"]["training_flops"])
     qualifiers = verdict.qualifiers(result.study, list(arms), "loss")
-    found = [(one, loop_term(one)) for one in fitted(law, result)]
-    return [LawVerdict(one, term, largest, _word(result, one, term), qualifiers) for one, term in found]
+    verdicts = []
+    for one in fitted(law, result):
+        if together:
+            found = {"together": loops_together(one, result, DRAWS)}
+            word = "inconclusive" if found["together"].refused else "estimated"
+        else:
+            found = {"term": loop_term(one)}
+            word = "inconclusive" if one.refused else found["term"].word
+        verdicts.append(LawVerdict(one, largest, _allowed(result, word), qualifiers, **found))
+    return verdicts
 
 
-def _word(result: StudyResult, one: Fit, term: LoopTerm) -> str:
-    states = _main(result)["state"]
+def _allowed(result: StudyResult, word: str) -> str:
+    """The word, or why it may not be given."""
+    states = result.runs[result.runs["phase"] == "main"]["state"]
     if unregistered := verdict.unregistered(result.study):
         return unregistered
     if not (states == "done").all():  # also one that diverged: it has no loss to fit, and leaving it out favours a law
         return f"incomplete: {(states == 'done').sum()} of {len(states)} runs done"
-    if one.refused or term.word == "inconclusive":
-        return "inconclusive"
-    return term.word if positive_control(result)[0] else "no positive control"
-
-
-def _main(result: StudyResult) -> pd.DataFrame:
-    return result.runs[result.runs["phase"] == "main"]
+    if word in ("inconclusive", "estimated") or positive_control(result)[0]:
+        return word
+    return "no positive control"

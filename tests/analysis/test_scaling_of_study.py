@@ -10,7 +10,7 @@ import pytest
 from analysis import ledger
 from analysis.blocks import Table
 from analysis.evidence import Evidence
-from analysis.runs import StudyResult
+from analysis.runs import CURVE, StudyResult
 from analysis.scaling import of_study
 from analysis.scaling.catalogue import OURO_TOTAL, RECURRENCE
 from analysis.scaling.fits import fit
@@ -42,7 +42,9 @@ def study(points: Points, laws: list[str], states: dict[int, str] | None = None)
                 **by_loop,
             }
         )
-    return StudyResult({"name": "made", "figures": {"scaling": laws}}, pd.DataFrame(rows), pd.DataFrame(), [])
+    return StudyResult(
+        {"name": "made", "figures": {"scaling": laws}}, pd.DataFrame(rows), pd.DataFrame(columns=CURVE), []
+    )
 
 
 @pytest.fixture(scope="module")
