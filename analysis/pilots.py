@@ -7,6 +7,7 @@ from typing import Any
 from analysis import statistics
 from analysis.runs import StudyResult, versions
 from analysis.samples import PairedSample, paired_sample, shown_runs
+from ouro_lab.metrics_log import terms
 
 FEWEST = 2  # paired seeds; one difference has no spread
 ENDED = ("done", "diverged")
@@ -47,8 +48,8 @@ class Pilot:
     def straddling(self) -> list[str]:
         """Arms of which some seeds end in the lowest third between the metric's floor and 1, others in the highest."""
         floor, metric = self.sample.floor, self.sample.arm.metric
-        if floor is None or not metric.startswith("accuracy"):
-            return []  # a loss has no top
+        if floor is None or not metric.startswith("accuracy") or len(terms(metric)) > 1:
+            return []  # a loss has no top, nor has a difference
         arms = (self.sample.arm.arm, self.sample.reference.arm)
         places = [[(x - floor) / (1 - floor) for x in values] for values in self.sample.pairs(self.seeds)]
         return [arm for arm, at in zip(arms, places, strict=True) if min(at) < 1 / 3 and max(at) > 2 / 3]

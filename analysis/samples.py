@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.runs import StudyResult
 from analysis.stability import LR_SENSITIVITY, lr_sensitivity
+from ouro_lab.metrics_log import LIMITS, terms
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,24 @@ def arm_sample(result: StudyResult, arm: str, metric: str) -> ArmSample:
     if metric == LR_SENSITIVITY:
         values, missing = lr_sensitivity(result, arm)
         return ArmSample(arm, metric, values, (), missing)
-    column = f"final/{metric}"
     runs = main_runs(result, arm).set_index("seed")
+    finals = {term: runs.get(f"final/{term}", pd.Series(math.nan, runs.index)) for term in terms(metric)}
     values, diverged, missing = {}, [], {}
     for seed in result.study["seeds"]:
         state = runs.loc[seed, "state"] if seed in runs.index else "to do"
-        value = runs.loc[seed, column] if seed in runs.index and column in runs else math.nan
+        unknown = [term for term, final in finals.items() if seed not in final or not math.isfinite(final[seed])]
         if state == "diverged":
             diverged.append(seed)
-        elif state == "done" and math.isfinite(value):
-            values[seed] = float(value)
+        elif state == "done" and not unknown:
+            values[seed] = _combined([float(final[seed]) for final in finals.values()])
         else:
-            missing[seed] = f"no {column}" if state == "done" else str(state)
+            missing[seed] = f"no final/{unknown[0]}" if state == "done" else str(state)
     return ArmSample(arm, metric, values, tuple(diverged), missing)
+
+
+def _combined(values: list[float]) -> float:
+    """Of the values of a metric's terms: the first less the second."""
+    return values[0] - sum(values[1:])
 
 
 def main_runs(result: StudyResult, arm: str | None = None) -> pd.DataFrame:
@@ -125,6 +131,7 @@ class PairedSample:
 
 def paired_sample(result: StudyResult, contrast: Mapping[str, Any]) -> PairedSample:
     metric = contrast["metric"]
+    # A difference has none: at its terms' floors it may well lie above that of a run that learned only the second.
     floor = (result.study.get("floors") or {}).get(metric)
     samples = (arm_sample(result, contrast[role], metric) for role in ("arm", "reference"))
     return PairedSample(*samples, floor["value"] if floor else None)
@@ -146,7 +153,7 @@ class Check:
 def check_threshold(result: StudyResult, arm: str, wanted: Mapping[str, Any]) -> Check:
     """`wanted`: metric and one of at_least, at_most, below. A diverged run never meets it."""
     sample = arm_sample(result, arm, wanted["metric"])
-    kind = next(kind for kind in ("at_least", "at_most", "below") if wanted.get(kind) is not None)
+    kind = next(kind for kind in LIMITS if wanted.get(kind) is not None)
     limit = float(wanted[kind])
     holds = {"at_least": lambda x: x >= limit, "at_most": lambda x: x <= limit, "below": lambda x: x < limit}[kind]
     failing = [seed for seed, value in sample.values.items() if not holds(value)] + list(sample.diverged)

@@ -178,7 +178,8 @@ def runs(result: StudyResult) -> Table:
 
 def _values(result: StudyResult, arm: str, metric: str) -> list[str]:
     sample = arm_sample(result, arm, metric)
-    if sample.expected and set(sample.missing.values()) == {f"no final/{metric}"} and not _ended(sample):
+    unmeasured = sample.missing and all(why.startswith("no final/") for why in sample.missing.values())
+    if sample.expected and unmeasured and not _ended(sample):
         return ["–", "–", "not measured"]
     each = {seed: value(x) for seed, x in sample.values.items()} | dict.fromkeys(sample.diverged, "diverged")
     each |= sample.missing

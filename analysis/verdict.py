@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis import statistics
 from analysis.runs import StudyResult
-from analysis.samples import PairedSample, paired_sample, positive_control
+from analysis.samples import PairedSample, check_threshold, paired_sample, positive_control
 from analysis.stability import same_grid
 
 ALPHA = 0.05
@@ -76,8 +76,13 @@ def judge(result: StudyResult) -> dict[str, Verdict]:
     p = {name: _p(samples[name], contrast) for name, contrast in contrasts.items()}
     tested = _family(contrasts, p)
     level, adjusted = levels(contrasts, p), dict(zip(tested, statistics.holm(list(tested.values())), strict=True))
+    bare = {name: _bare_word(samples[name], contrast, level[name]) for name, contrast in contrasts.items()}
+    gates = _Gates(result, samples, {name: word for name, (word, _) in bare.items()})
     order = sorted(contrasts, key=lambda name: not contrasts[name]["primary"])
-    return {name: _verdict(result, name, samples[name], level[name], p[name], adjusted.get(name)) for name in order}
+    return {
+        name: _verdict(result, name, samples[name], level[name], p[name], adjusted.get(name), bare[name], gates)
+        for name in order
+    }
 
 
 def levels(contrasts: Mapping[str, Mapping[str, Any]], p: Mapping[str, float | None]) -> dict[str, float]:
@@ -106,14 +111,24 @@ def _family(contrasts: Mapping[str, Mapping[str, Any]], p: Mapping[str, float | 
 
 
 def _verdict(
-    result: StudyResult, name: str, sample: PairedSample, alpha: float, p: float | None, p_holm: float | None
+    result: StudyResult,
+    name: str,
+    sample: PairedSample,
+    alpha: float,
+    p: float | None,
+    p_holm: float | None,
+    bare_word: tuple[str, list[str]],
+    gates: "_Gates",
 ) -> Verdict:
     contrast = result.study["contrasts"][name]
     seeds = sample.seeds
     raw = statistics.paired(*sample.pairs(seeds)) if len(seeds) >= 2 else None
-    bare, notes = _bare_word(sample, contrast, alpha)
-    word = _refusal(result, sample) or bare
-    if word in WORDS and word != "estimated":
+    bare, notes = bare_word[0], list(bare_word[1])
+    word, closed = _refusal(result, sample) or bare, gates.closed(name)
+    if word in WORDS and closed:
+        notes.append(closed)
+        word = "inconclusive"
+    elif word in WORDS and word != "estimated":
         shown, how = positive_control(result)
         notes.append(how)
         word = word if shown else "no positive control"
@@ -143,6 +158,35 @@ def _verdict(
         qualifiers=qualifiers(result.study, (contrast["arm"], contrast["reference"]), contrast["metric"]),
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """What a contrast's `where` and `after` ask for. words: what each contrast's values say by themselves."""
+
+    result: StudyResult
+    samples: Mapping[str, PairedSample]
+    words: Mapping[str, str]
+
+    def closed(self, name: str) -> str | None:
+        """Which of the contrast's gates is not open, if one is not."""
+        contrast = self.result.study["contrasts"][name]
+        where = contrast.get("where")
+        for arm in (contrast["arm"], contrast["reference"]) if where else ():
+            check = check_threshold(self.result, arm, where)
+            if not check.met:
+                values = ", ".join(f"{value:.3g}" for value in check.values.values()) or "no value"
+                return f"decides only where {check.metric} {check.demand} in both arms; {arm} has {values}"
+        for other in contrast.get("after") or ():
+            needed = "equivalent" if self.result.study["contrasts"][other]["rule"] == "equivalence" else "supported"
+            word = self._word(other)
+            if word != needed:
+                return f"decides only where {other} is {needed}; it is {word}"
+        return None
+
+    def _word(self, name: str) -> str:
+        refused = _refusal(self.result, self.samples[name])
+        return refused or ("inconclusive" if self.closed(name) else self.words[name])
 
 
 def _bare_word(sample: PairedSample, contrast: Mapping[str, Any], alpha: float) -> tuple[str, list[str]]:

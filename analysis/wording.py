@@ -10,6 +10,7 @@ from analysis.runs import StudyResult
 from analysis.samples import positive_control, targets
 from analysis.stability import same_grid
 from analysis.verdict import ALPHA, Verdict
+from ouro_lab.metrics_log import terms
 
 QUANTITIES = {
     "parameters": "parameters",
@@ -88,7 +89,9 @@ def ratio(x: float) -> str:
 
 
 def metric_words(metric: str) -> str:
-    """`val/accuracy/hops_8` as `validation accuracy, hops 8`."""
+    """`val/accuracy/hops_8` as `validation accuracy, hops 8`; of a difference both, joined by `less`."""
+    if len(terms(metric)) > 1:
+        return " less ".join(metric_words(term) for term in terms(metric))
     parts = metric.split("/")
     split = SPLITS.get(parts[0], "")
     parts = parts[1:] if split else parts

@@ -3,8 +3,8 @@
 The rule: what is dropped is the least, in this order, that fits. Seeds go from the end of the list, down to two (below
 that no difference has an interval) or to what a calibration splits. Then arms go that serve no contrast, then the
 contrasts other than the primary one, the last first, each with the arms that served it alone; with what that saves,
-seeds come back as far as they fit. The primary contrast and the arm of the positive control stay: without either there
-is no verdict. Runs that are finished cost nothing; one that is not counts in full.
+seeds come back as far as they fit. The primary contrast, those it comes `after`, and the arm of the positive control
+stay: without any of these there is no verdict. Runs that are finished cost nothing; one that is not counts in full.
 """
 
 import math
@@ -122,10 +122,13 @@ def _stages(definition: Definition) -> Iterator[tuple[tuple[str, ...], tuple[str
     if not kept:
         return  # nothing tells which arms a sweep or a calibration could do without
     yield _serving(definition, kept), tuple(kept)
-    for name in reversed(list(definition.contrasts)):
-        if not definition.contrasts[name].primary:
-            kept.remove(name)
-            yield _serving(definition, kept), tuple(kept)
+    while True:
+        needed = {gate for name in kept for gate in definition.contrasts[name].after}
+        free = [name for name in kept if not definition.contrasts[name].primary and name not in needed]
+        if not free:
+            return
+        kept.remove(free[-1])
+        yield _serving(definition, kept), tuple(kept)
 
 
 def _serving(definition: Definition, contrasts: list[str]) -> tuple[str, ...]:

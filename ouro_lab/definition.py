@@ -5,6 +5,7 @@ from typing import Any
 
 from ouro_lab.claims import check_ids
 from ouro_lab.config import ConfigError, nearest, study_names
+from ouro_lab.metrics_log import LIMITS
 from ouro_lab.rates import RateBlock
 
 
@@ -13,7 +14,10 @@ class Contrast:
     """An arm against a reference arm: what is held equal within `limit`, on which metric, by which rule.
 
     rule: `superiority` (better by more than `bound`), `equivalence` (within ±`bound`), `estimate` (no claim).
+    metric: `a - b` is the difference of two, for an effect on the one that is larger than that on the other.
     claim: those of the study's claims that this contrast speaks for; the primary one speaks for the rest.
+    where: a metric with its `at_least`, `at_most` or `below`, which every run of both arms must meet, and after:
+    contrasts that must be supported, or equivalent, by their own rule, for this one to decide anything.
     """
 
     arm: str
@@ -26,6 +30,8 @@ class Contrast:
     primary: bool = False
     higher_is_better: bool = True
     claim: tuple[str, ...] = ()
+    where: dict[str, Any] | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def parse(name: str, block: dict[str, Any]) -> Definition:
     _check_contrasts(definition)
     _check_claims(definition)
     _check_others(definition)
+    _check_reach(definition)
     return definition
 
 
@@ -81,8 +88,32 @@ def _check_contrasts(definition: Definition) -> None:
         if contrast.rule not in ("superiority", "equivalence", "estimate"):
             valid = "superiority, equivalence, estimate"
             raise ConfigError(f"study.contrasts.{key}.rule = {contrast.rule}: valid: {valid}")
+        if not isinstance(contrast.metric, str):
+            raise ConfigError(f"study.contrasts.{key}.metric = {contrast.metric}: must be a metric, or `a - b`")
+        _check_gates(f"study.contrasts.{key}", contrast, definition.contrasts)
     if definition.contrasts and sum(contrast.primary for contrast in definition.contrasts.values()) != 1:
         raise ConfigError("study.contrasts: exactly one must be primary")
+
+
+def _check_gates(path: str, contrast: Contrast, contrasts: dict[str, Contrast]) -> None:
+    if (where := contrast.where) is not None:
+        given = where if isinstance(where, dict) else {}
+        limits = [kind for kind in LIMITS if isinstance(given.get(kind), int | float)]
+        if len(limits) != 1 or set(given) != {"metric", *limits} or not isinstance(given["metric"], str):
+            raise ConfigError(f"{path}.where = {where}: must be a metric and one of {', '.join(LIMITS)}")
+    for name in contrast.after:
+        if name not in contrasts:
+            raise ConfigError(f"{path}.after: {name} is not a contrast; {nearest(name, contrasts)}")
+        if contrasts[name].rule == "estimate":
+            raise ConfigError(f"{path}.after: {name} has rule estimate, which decides nothing")
+    seen, waiting = set(), list(contrast.after)
+    while waiting:
+        name = waiting.pop()
+        if contrasts.get(name) is contrast:
+            raise ConfigError(f"{path}.after: comes back to itself")
+        if name in contrasts and name not in seen:
+            seen.add(name)
+            waiting += contrasts[name].after
 
 
 def _check_claims(definition: Definition) -> None:
@@ -107,6 +138,17 @@ def _check_others(definition: Definition) -> None:
     pilot = definition.pilot
     if pilot is not None and pilot not in study_names():
         raise ConfigError(f"study.pilot = {pilot}: no such study; {nearest(str(pilot), study_names())}")
+
+
+def _check_reach(definition: Definition) -> None:
+    reach = definition.figures.get("reach")
+    if reach is None:
+        return
+    if not isinstance(reach, dict) or set(reach) != {"metric", "at_least", "arms"}:
+        raise ConfigError(f"study.figures.reach = {reach}: must be metric (accuracy/hops_), at_least and arms")
+    for arm in reach["arms"]:
+        if arm not in definition.arms:
+            raise ConfigError(f"study.figures.reach.arms: {arm} is not an arm; {nearest(arm, definition.arms)}")
 
 
 def _arm(path: str, value: Any) -> Arm:

@@ -10,6 +10,12 @@ from typing import Any
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 LR_SENSITIVITY = "lr_sensitivity"  # a contrast's metric over a whole grid of rates: analysis/stability.py
+LIMITS = ("at_least", "at_most", "below")  # what may be asked of a metric: one of them, with a number
+
+
+def terms(metric: str) -> list[str]:
+    """The metrics that one is made of: `a - b` is a run's `a` less its `b`, any other name is itself."""
+    return metric.split(" - ", 1)
 
 
 class MetricsLog:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ouro_lab import alarms, records
+from ouro_lab.metrics_log import terms
 
 POINTS = 2000  # per metric
 VALUE = 250  # characters of a parameter that every store keeps
@@ -185,7 +186,7 @@ def thin(rows: list[dict[str, Any]], planned: int, after: int, ended: bool) -> l
 def view_of(study: Mapping[str, Any]) -> dict[str, str]:
     """An experiment's tags: description, and the columns of its table. MLflow's default shows no metric at all."""
     contrasts = sorted(study.get("contrasts", {}).values(), key=lambda contrast: not contrast.get("primary"))
-    finals = [f"final/{contrast['metric']}" for contrast in contrasts] + ["final/loss"]
+    finals = [f"final/{term}" for contrast in contrasts for term in terms(contrast["metric"])] + ["final/loss"]
     columns = [f"metrics.`{name}`" for name in dict.fromkeys(finals)]
     columns += [f"params.`{name}`" for name in ("arm", "lr", "seed", "parameters", "training_flops", "tokens")]
     columns += [f"tags.`{name}`" for name in ("shape", "state")]

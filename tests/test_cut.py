@@ -41,6 +41,20 @@ def test_seeds_go_first_from_the_end():
     assert kept(12)[1:] == (ARMS, tuple(full().definition.contrasts))
 
 
+def test_what_another_comes_after_stays_as_long_as_that_one():
+    gated = full("+study.contrasts.depth_by_reuse.after=[cost_of_tying]").definition
+    stages = [contrasts for _, contrasts in cut._stages(gated)]
+    assert stages[-1] == ("depth_by_reuse", "cost_of_tying")
+    assert all("cost_of_tying" in contrasts for contrasts in stages)
+    assert [contrasts for _, contrasts in cut._stages(full().definition)][-1] == ("depth_by_reuse",)
+    other = full("+study.contrasts.against_more_tokens.after=[against_width]").definition
+    names = tuple(other.contrasts)
+    assert names.index("against_width") > names.index(
+        "against_more_tokens"
+    )  # so it is passed over once, and goes afterwards
+    assert [contrasts for _, contrasts in cut._stages(other)][-1] == ("depth_by_reuse",)
+
+
 def test_then_contrasts_from_the_end_with_the_arms_that_served_them_alone():
     contrasts = tuple(full().definition.contrasts)
     assert kept(11) == (2, ARMS[:5], contrasts[:4])

@@ -255,3 +255,22 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, capsys) -> No
 def test_a_study_without_contrasts_has_nothing_to_decide(capsys) -> None:
     assert power.main(["p_hop_lr"]) == 0
     assert "states no contrast" in capsys.readouterr().out
+
+
+def test_a_cut_says_what_it_can_no_longer_decide(make) -> None:
+    """Depth is decided by two seeds too, tying at the same spread by three and not by two."""
+    final = values(looped=[0.970, 0.974, 0.966], iso_parameter=[0.42, 0.43, 0.41], iso_flop=[0.945, 0.990, 0.968])
+    found = planned(make(Fake(final=final)))
+    before = Plan("p_hop", list(found.values()), PRICE)
+    tying = found["cost_of_tying"]
+    enough = tying.seeds_at(tying.sd)
+    assert enough is not None and enough >= 3
+    before, after = before.at(enough), before.at(enough - 1)
+    assert power.lost(before, before) == []
+    assert power.lost(before, after) == [f"can no longer decide cost_of_tying (n = {enough - 1}, needs {enough})"]
+    alone = Plan("p_hop", [need for need in before.needs if need.name == "depth_by_reuse"], PRICE)
+    assert power.lost(before, alone) == ["can no longer decide cost_of_tying (dropped)"]
+    unknown = Plan("p_hop", list(needs(contrasts(), 2, dict.fromkeys(contrasts()))), PRICE)
+    assert power.lost(unknown, unknown) == [
+        "not known without a pilot whether it decides depth_by_reuse, cost_of_tying"
+    ]
