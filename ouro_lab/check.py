@@ -12,7 +12,8 @@ from ouro_lab.compute.match import Match, MismatchError, compare, format_table
 from ouro_lab.compute.match import check as check_match
 from ouro_lab.config import ConfigError, build, nearest, plain
 from ouro_lab.data.sampler import Slice
-from ouro_lab.metrics_log import LR_SENSITIVITY
+from ouro_lab.metrics_log import LR_SENSITIVITY, terms
+from ouro_lab.rates import finished_sweep
 from ouro_lab.starts import Start
 from ouro_lab.study import Study
 
@@ -21,8 +22,9 @@ def check(study: Study) -> dict[str, Parts]:
     """Builds each arm and refuses a contrast whose held quantity differs over its limit.
 
     Raises:
-        ConfigError: an arm that cannot be built, or a mismatch, by name.
+        ConfigError: an arm that cannot be built, a mismatch, or a rate chosen on a seed of the verdict, by name.
     """
+    _check_rate_seeds(study)
     parts = {}
     for name, config in study.arm_configs.items():
         try:
@@ -36,7 +38,10 @@ def check(study: Study) -> dict[str, Parts]:
             if contrast.metric == LR_SENSITIVITY:
                 _check_grid(study, name, arm)
             else:
-                _check_metric(f"study.contrasts.{name}.metric", contrast.metric, parts[arm])
+                for term in terms(contrast.metric):
+                    _check_metric(f"study.contrasts.{name}.metric", term, parts[arm])
+            if contrast.where is not None:
+                _check_metric(f"study.contrasts.{name}.where.metric", contrast.where["metric"], parts[arm])
         try:
             costs = parts[contrast.arm].cost, parts[contrast.reference].cost
             check_match(name, *costs, list(contrast.equal), contrast.limit)
@@ -81,6 +86,24 @@ def _weights(start: Start, study: Study, parts: dict[str, Parts]) -> dict[str, A
     if start.ready or start.source is None or start.source.study != study.name:
         return start.weights()
     return start.relaid(parts[start.source.arm].backbone.state_dict())
+
+
+def _check_rate_seeds(study: Study) -> None:
+    """A rate chosen on the seeds that it is then judged by favours the arm with the luckier ones."""
+    definition, block = study.definition, study.definition.lr
+    judged = [contrast for contrast in definition.contrasts.values() if contrast.metric != LR_SENSITIVITY]
+    if block is None or not judged:
+        return
+    where, seeds = "study.lr.seeds", set(block.seeds)
+    if block.source:
+        try:
+            sweep = finished_sweep(block.source)
+        except ConfigError:  # not run yet: what needs no rate may go on, and a rate is asked for in the same words
+            return
+        where = f"study.lr.from = {block.source}"
+        seeds = {seed for content in sweep.values() for seed in content.get("seeds", ())}
+    if shared := sorted(seeds & set(definition.seeds)):
+        raise ConfigError(f"{where}: swept on seed {shared[0]}, which is in study.seeds; choose others for the sweep")
 
 
 def _check_rate_metric(study: Study, part: Parts) -> None:
@@ -204,7 +227,8 @@ def _contrasts(study: Study, parts: dict[str, Parts]) -> dict[str, Any]:
     rows = matches(study, parts)
     return {
         name: asdict(contrast)
-        | {"equal": list(contrast.equal), "claim": list(contrast.claim), "match": [asdict(row) for row in rows[name]]}
+        | {key: list(getattr(contrast, key)) for key in ("equal", "claim", "after")}
+        | {"match": [asdict(row) for row in rows[name]]}
         for name, contrast in study.definition.contrasts.items()
     }
 

@@ -178,6 +178,10 @@ def test_budget_takes_exactly_one(lab):
         ("+backbone.lops=3", r"backbone\.lops: unknown key; did you mean loops\?"),
         ("study.contrasts.depth_by_reuse.equal=[training_flops]", r"depth_by_reuse.*training_flops"),
         ("study.contrasts.depth_by_reuse.equal=[flop]", r"flop"),
+        (
+            "study.lr={grid: [1e-3, 2e-3], seeds: [100, 2]}",
+            r"study\.lr\.seeds: swept on seed 2, which is in study\.seeds",
+        ),
     ],
 )
 def test_the_check_refuses_before_anything_trains(override, message):
@@ -191,6 +195,19 @@ def test_the_check_refuses_before_anything_trains(override, message):
 @pytest.fixture
 def lab(tmp_path: Path) -> Path:
     return tmp_path
+
+
+def test_a_borrowed_rate_was_swept_on_other_seeds():
+    from ouro_lab.check import check
+
+    study = Study("p_hop", ["study.lr.from=elsewhere"])
+    found = {"best": 0.004, "inside": True, "rate_hash": "", "seeds": [7]}
+    path = records.runs_root() / "elsewhere" / "study.json"
+    records.write_json(path, {"sweep": dict.fromkeys(study.definition.arms, found)})
+    assert set(check(study)) == set(study.definition.arms)
+    records.write_json(path, {"sweep": dict.fromkeys(study.definition.arms, found | {"seeds": [7, 1]})})
+    with pytest.raises(ConfigError, match="study.lr.from = elsewhere: swept on seed 1, which is in study.seeds"):
+        check(study)
 
 
 def test_identity_round_trips_through_json():
