@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import calibration, figures, tables, wording
+from analysis import calibration, figures, reach, replication, tables, wording
 from analysis.blocks import Block, Heading, Picture, Text, markdown, page, plain_table
 from analysis.figures import Drawn
-from analysis.runs import StudyResult, UnknownStudyError, load
+from analysis.runs import RESULTS, StudyResult, UnknownStudyError, load
 from analysis.samples import positive_control
 from analysis.scaling import of_study
 from analysis.style import FORMATS
@@ -31,7 +31,8 @@ def write(result: StudyResult, folder: Path | str, formats: Iterable[str] = FORM
             old.unlink()
     verdicts = judge(result)
     drawn = figures.draw_all(result, verdicts, folder / "figures", formats)
-    content = blocks(result, verdicts, drawn, of_study.section(result, folder / "figures", formats))
+    more = [*reach.section(result, folder / "figures", formats), *of_study.section(result, folder / "figures", formats)]
+    content = blocks(result, verdicts, drawn, more)
     (folder / "report.md").write_text(markdown(content, folder))
     (folder / "report.html").write_text(page(content, f"{result.name}: {result.study['question']}"))
     text = json.dumps(facts(result, verdicts), indent=2, ensure_ascii=False, allow_nan=False)
@@ -44,8 +45,8 @@ def facts(result: StudyResult, verdicts: Mapping[str, Verdict]) -> dict[str, Any
     return wording.as_dict(result, verdicts) | {"calibration": calibration.calibrate(result)}
 
 
-def print_summary(result: StudyResult) -> None:
-    """The arms and the verdicts, for a terminal."""
+def print_summary(result: StudyResult, results: Path = RESULTS) -> None:
+    """The arms and the verdicts, for a terminal; beside committed evidence of `results`, where there is some."""
     verdicts = judge(result)
     print(f"\n{result.name}: {result.study['question']}\n")
     for metric in _metrics(result, verdicts) or [None]:
@@ -57,13 +58,16 @@ def print_summary(result: StudyResult) -> None:
     calibrated = calibration.calibrate(result)
     if calibrated is not None:
         print(calibration.sentence(calibrated))
+    evidence = replication.committed(result, results)
+    if evidence is not None:
+        print(f"\n{plain_table(replication.compare(result, evidence))}\n")
     print(f"{_counts(result)}\n")
 
 
 def blocks(
-    result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence[Drawn], scaling: Sequence[Block] = ()
+    result: StudyResult, verdicts: Mapping[str, Verdict], drawn: Sequence[Drawn], fits: Sequence[Block] = ()
 ) -> list[Block]:
-    """The report in reading order. scaling: `of_study.section`, where the study names laws."""
+    """The report in reading order. fits: of reach and of scaling laws, where the study names them."""
     study = result.study
     found: list[Block] = [Heading(study["question"], 1)]
     found += _verdict(result, verdicts)
@@ -76,7 +80,7 @@ def blocks(
     found += _match(result)
     found += _levels(result, drawn)
     found += _exits(drawn)
-    found += scaling
+    found += fits
     found += _success(result, verdicts)
     found += _floors(result)
     found += _sweep(result, drawn)

@@ -52,18 +52,20 @@ def push_study(folder: Path, store: Store) -> bool:
 
 
 def push_report(study: str, folder: Path, store: Store) -> bool:
-    """Puts a report's files into the study's one run named `report`, whose description is report.md."""
-    files = sorted(path for path in folder.glob("[!.]*") if path.is_file()) if folder.is_dir() else []
+    """Puts a report and its figures into the study's one run named `report`, whose description is report.md."""
+    found = [*folder.glob("[!.]*"), *folder.glob("figures/[!.]*")] if folder.is_dir() else []
+    files = sorted(path for path in found if path.is_file())
     if not store.enabled or not files:
         return True
 
     def send(client: "MlflowClient") -> None:
         with locked(folder.with_name(f".{folder.name}.lock")):
             run = _find_or_create(client, _experiment(client, store, study, {}), "report", None)
-            digest = _digest([path.name for path in files], files)
+            digest = _digest([str(path.relative_to(folder)) for path in files], files)
             if run.data.tags.get(SENT) != digest:
                 for path in files:
-                    client.log_artifact(run.info.run_id, str(path))
+                    place = path.parent.relative_to(folder).as_posix()
+                    client.log_artifact(run.info.run_id, str(path), None if place == "." else place)
                 text = (folder / "report.md").read_text() if (folder / "report.md").is_file() else ""
                 _tag(client, run, {"mlflow.note.content": text[:5000], SENT: digest})
                 client.set_terminated(run.info.run_id)

@@ -186,14 +186,18 @@ def test_the_report_is_one_run_whose_description_it_is(tmp_path: Path, store: St
     folder = tmp_path / "report"
     folder.mkdir()
     (folder / "report.md").write_text("supported at 96k parameters")
-    (folder / "curve.png").write_bytes(b"png")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "scaling_1_chinchilla.svg").write_text("<svg/>")
     assert push_report("p_hop", folder, store)
     (folder / "report.md").write_text("inconclusive")
     assert push_report("p_hop", folder, store)
     assert query(store, "select name, status from runs") == [("report", "FINISHED")]
     assert tags(store)["mlflow.note.content"] == "inconclusive"
-    names = sorted(path.name for path in (store.database.parent / "mlflow_artifacts").rglob("*") if path.is_file())
-    assert names == ["curve.png", "report.md"]
+    sent = [path for path in (store.database.parent / "mlflow_artifacts").rglob("*") if path.is_file()]
+    assert sorted("/".join(path.parts[-2:]) for path in sent) == [
+        "artifacts/report.md",
+        "figures/scaling_1_chinchilla.svg",
+    ]
 
 
 def test_push_study_takes_every_run(tmp_path: Path, run: FakeRun, store: Store) -> None:
