@@ -18,9 +18,9 @@ VERBS = {
     "plan": "ouro_lab.plan.plan",
     "evidence": "ouro_lab.verbs.evidence",
 }
-OPTIONS = {  # by verb: minutes of this machine; tokens of the training set; a machine and the MFU reached on it
+OPTIONS = {  # minutes of this machine; tokens to train on, rounds of timing; a machine and the MFU reached on it
     "run": ("--budget",),
-    "match": ("--unique",),
+    "match": ("--unique", "--timed"),
     "plan": ("--machine", "--mfu"),
 }
 

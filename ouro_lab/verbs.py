@@ -4,14 +4,15 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ouro_lab import checkpoint, cut, estimate, records, stages, tracking
 from ouro_lab.assembly import Parts, looped_of
 from ouro_lab.check import check, check_starts, command, match_table, register, save
 from ouro_lab.compute.solver import Arm, solve_all
-from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, first_line
+from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, first_line, plain
 from ouro_lab.progress import StudyProgress, how_far
 from ouro_lab.study import RESULTS, Run, Study, study_here
 from ouro_lab.training.callbacks import clock
@@ -108,20 +109,39 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     return 0
 
 
-def match(name: str, overrides: Sequence[str] = (), unique: str | None = None) -> int:
+def match(name: str, overrides: Sequence[str] = (), unique: str | None = None, timed: str | None = None) -> int:
     """Arms that hold something equal to the study's first looped arm, each as a line for its `arms` block.
 
-    unique: tokens of the training set, where they are to be repeated.
+    unique: tokens of the training set, where they are to be repeated. timed: rounds in which steps are measured, for
+    equal wall clock.
     """
     study = study_here(name, overrides)
     tokens = int(float(unique)) if unique else None
+    rounds = int(timed) if timed and timed.isdigit() else 0
+    if timed is not None and rounds < 1:
+        raise ConfigError(f"match: --timed = {timed}: must be a number of rounds ≥ 1")
     for arm, parts in check(study).items():
         looped = looped_of(study.arm_configs[arm], parts, tokens)
+        if looped is not None and rounds:
+            looped = replace(looped, timed=_clock(study, arm, parts, rounds))
         if looped is not None:
             print(f"# {name}: {arm} {looped.config.shape}, {looped.steps:,} steps, {looped.supervised} supervised")
             print("\n".join(f"{'' if isinstance(found, Arm) else '# '}{found}" for found in solve_all(looped)))
             return 0
     raise ConfigError(f"match {name}: has no arm with more than one loop")
+
+
+def _clock(study: Study, arm: str, parts: Parts, rounds: int) -> Callable[[Any, Any], float]:
+    from ouro_lab.bench.clock import TimedStep
+    from ouro_lab.training.execution import settle
+
+    trainer, data = plain(study.arm_configs[arm].trainer), parts.data
+    if trainer.get("accelerator", "cpu") != "cpu":
+        raise ConfigError(f"match: --timed measures a CPU; trainer.accelerator = {trainer['accelerator']} of {arm}")
+    mixed = "bf16" in settle(trainer, 0.0, {}).precision
+    batch = data.batch_size // int(trainer.get("accumulate", 1))
+    step = TimedStep(batch, data.length, data.vocab_size, parts.objective, mixed)
+    return lambda above, below: step.ratio(above, below, rounds)
 
 
 def evidence(name: str) -> int:

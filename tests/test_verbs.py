@@ -1,5 +1,7 @@
 """The verbs as a person meets them: one line for bad input, what list and status say, what evidence refuses."""
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -187,12 +189,25 @@ def test_match_prints_arms_of_every_regime(capsys):
     assert "# p_hop: looped 2⊗3, 2,000 steps, 1 supervised" in said
     assert "\nmore_tokens: [backbone=iso_parameter, budget.steps=6000]" in said
     assert "\nwider: [backbone=iso_parameter, backbone.width=112]" in said
-    assert "\n# wall_clock: needs measured seconds" in said
+    assert "\n# wall_clock: no formula knows seconds; python -m ouro_lab match NAME --timed=7" in said
     heads = ["study.lr=null", "objective=mean_over_loops", "study.contrasts.cost_of_tying.equal=[tokens]"]
     assert entry.main(["match", "p_hop", *heads, "--unique=1e6"]) == 0
     said = capsys.readouterr().out
     assert "\ndeep_supervised: [backbone=iso_flop, backbone.read_out_every=2]" in said
     assert "1,000,000 unique tokens: looped 6.27 epochs" in said
+
+
+def test_match_measures_steps_where_it_is_asked_to(capsys):
+    assert entry.main(["match", "p_hop", *QUIET, "--timed=1"]) == 0
+    found = re.search(
+        r"\nwall_clock: \[backbone=iso_parameter, budget.steps=(\d+)\].*takes ([\d.]+) × one of 2⊗1 here",
+        capsys.readouterr().out,
+    )
+    assert int(found[1]) == pytest.approx(12 * float(found[2]), abs=0.51 + 0.01 * 12 * float(found[2]))
+    refused(
+        ["match", "p_hop", *QUIET, "trainer=gpu", "--timed=1"], "match: --timed measures a CPU; trainer.acc", capsys
+    )
+    refused(["match", "p_hop", "--timed=none"], "match: --timed = none: must be a number of rounds ≥ 1", capsys)
 
 
 def test_a_store_that_does_not_answer_is_one_warning_and_the_study_finishes(quick, caplog, monkeypatch):
@@ -205,6 +220,29 @@ def test_a_store_that_does_not_answer_is_one_warning_and_the_study_finishes(quic
     study = Study("p_hop", overrides)
     assert {run.state for run in study.expand()} == {"done"}
     assert (records.runs_root() / "p_hop" / "report" / "report.md").is_file()
+
+
+def test_a_study_moved_without_its_checkpoints_runs_what_is_missing_and_nothing_else(quick, tmp_path, monkeypatch):
+    assert entry.main(["run", "p_hop", *QUIET]) == 0
+    here, there = records.runs_root(), tmp_path / "there"
+    missing, *kept = Study("p_hop", QUIET).expand()
+    left_behind = shutil.ignore_patterns("checkpoints", missing.id)
+    shutil.copytree(here / "p_hop", there / "p_hop", ignore=left_behind)
+    monkeypatch.setenv("OURO_RUNS", str(there))
+    assert [run.state for run in Study("p_hop", QUIET).expand()] == ["to do", *("done" for _ in kept)]
+    assert entry.main(["run", "p_hop", *QUIET]) == 0
+    for run in kept:
+        assert (there / "p_hop" / run.id / "final.json").read_bytes() == (
+            here / "p_hop" / run.id / "final.json"
+        ).read_bytes()
+        assert not (there / "p_hop" / run.id / "checkpoints").exists()
+    assert (
+        records.read_final(there / "p_hop" / missing.id)["metrics"]
+        == records.read_final(here / "p_hop" / missing.id)["metrics"]
+    )
+    registered = [records.read_json(root / "p_hop" / "registration.json") for root in (here, there)]
+    assert registered[0] == registered[1]
+    assert (there / "p_hop" / "report" / "report.md").is_file()
 
 
 def test_a_second_call_of_a_running_study_is_refused(capsys):

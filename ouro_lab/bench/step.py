@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,15 +58,29 @@ class Spec:
 
     def batch_of_tokens(self) -> tuple[Tensor, Tensor]:
         """Random tokens and targets [B, S]: what they are changes no cost."""
-        drawn = torch.randint(self.vocab_size, (2, self.batch, self.length), generator=torch.Generator().manual_seed(0))
-        return drawn[0], drawn[1]
+        return random_batch(self.vocab_size, self.batch, self.length)
+
+
+def random_batch(vocab_size: int, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    drawn = torch.randint(vocab_size, (2, batch, length), generator=torch.Generator().manual_seed(0))
+    return drawn[0], drawn[1]
+
+
+class StepSpec(Protocol):
+    """What a step reads of its `Spec`."""
+
+    @property
+    def mixed(self) -> bool: ...
+
+    def batch_of_tokens(self) -> tuple[Tensor, Tensor]: ...
 
 
 class Step:
     """A call is one optimiser step on the same batch; it returns the loss before it."""
 
-    def __init__(self, model: nn.Module, loss: Loss, spec: Spec) -> None:
-        self.model, self.loss, self.spec = model, loss, spec
+    def __init__(self, model: nn.Module, loss: Loss, spec: StepSpec) -> None:
+        self.model, self.loss = model, loss
+        self.spec: Any = spec  # the bench's curves read more of their `Spec`
         self.batch = spec.batch_of_tokens()
         groups: Any = decay_groups(model.named_parameters(), 0.1)
         self.optimiser = torch.optim.AdamW(groups, lr=1e-4, fused=True)

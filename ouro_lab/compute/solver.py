@@ -5,7 +5,7 @@ for. Heads, gate and attention are charged by `compute.cost`, so an objective wi
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ class Looped:
 
     shape: `ModelConfig`'s fields as a file states them, so that what it leaves open follows the width. length,
     tokens_per_step: the data's. supervised: loops with a head of their own. unique_tokens: of the training set; None
-    where data are made without end.
+    where data are made without end. timed: how many times as long a step of the first shape takes as one of the second,
+    measured; None where nothing is to be measured.
     """
 
     shape: Mapping[str, Any]
@@ -35,6 +36,7 @@ class Looped:
     steps: int
     supervised: int = 1
     unique_tokens: int | None = None
+    timed: Callable[[ModelConfig, ModelConfig], float] | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -215,13 +217,28 @@ def _deep_supervised(looped: Looped, limit: float) -> Arm:
 
 
 def _wall_clock(looped: Looped, limit: float) -> Arm:
-    """Regime F: no formula knows seconds."""
-    raise NoMatchError("wall_clock: needs measured seconds a step of both arms on one named machine, not derived here")
+    """Regime F: L⊗1, and the loops' seconds spent on more tokens, by steps of both measured side by side."""
+    if looped.timed is None:
+        raise NoMatchError(
+            "wall_clock: no formula knows seconds; python -m ouro_lab match NAME --timed=7 measures steps"
+        )
+    config = looped.arm()
+    times = looped.timed(looped.config, config)
+    steps = _few_digits(looped.steps * times, limit)
+    note = f"a step of {looped.config.shape} takes {times:.3g} × one of {config.shape} here, not compiled"
+    note += f"; seconds {percent(looped.steps * times / steps - 1)}"
+    overrides = ["backbone=iso_parameter", f"budget.steps={steps}"]
+    return _arm(looped, "wall_clock", overrides, config, ("parameters",), steps=steps, note=note)
 
 
 def _round_steps(looped: Looped, config: ModelConfig, limit: float) -> int:
-    """Steps of equal FLOPs, with as few digits as half of the limit allows: a number that a file can state."""
-    exact = looped.quantities()["training_flops"] / looped.quantities(config, 1)["training_flops"]
+    """Steps of equal FLOPs, a number that a file can state."""
+    goal = looped.quantities()["training_flops"]
+    return _few_digits(goal / looped.quantities(config, 1)["training_flops"], limit)
+
+
+def _few_digits(exact: float, limit: float) -> int:
+    """The whole number with as few digits as half of the limit allows."""
     for digits in range(1, 20):
         scale = 10.0 ** (math.floor(math.log10(exact)) + 1 - digits)
         rounded = max(1, round(round(exact / scale) * scale))

@@ -66,6 +66,20 @@ def test_no_neighbour_is_nearer():
     assert min(gaps, key=gaps.__getitem__) == width
 
 
+def test_equal_seconds_are_steps_by_the_measured_ratio():
+    asked = []
+
+    def timed(above: ModelConfig, below: ModelConfig) -> float:
+        asked.append((above.shape, below.shape))
+        return 2.637
+
+    arm = solve(replace(P_HOP, timed=timed), "wall_clock")
+    assert asked == [("2⊗3", "2⊗1")]
+    assert arm.overrides == ("backbone=iso_parameter", "budget.steps=5300")
+    assert arm.note == "a step of 2⊗3 takes 2.64 × one of 2⊗1 here, not compiled; seconds -0.49 %"
+    assert arm.held == ("parameters",)
+
+
 def test_epochs_of_the_same_unique_tokens():
     assert solve(TEXT, "data_limited").note == "1,000,000 unique tokens: looped 6.27 epochs, this arm 18.8"
 
@@ -73,7 +87,7 @@ def test_epochs_of_the_same_unique_tokens():
 @pytest.mark.parametrize(
     ("looped", "regime", "message"),
     [
-        (P_HOP, "wall_clock", "wall_clock: needs measured seconds"),
+        (P_HOP, "wall_clock", "wall_clock: no formula knows seconds"),
         (P_HOP, "data_limited", "data_limited: the data have no end"),
         (replace(P_HOP, unique_tokens=10**9), "data_limited", "unique_tokens = 1,000,000,000: more than the budget's"),
         (P_HOP, "deep_supervised", "deep_supervised: the objective has one head"),
