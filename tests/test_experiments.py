@@ -16,7 +16,7 @@ from ouro_lab.assembly import assemble
 from ouro_lab.check import check, match_table
 from ouro_lab.config import EXPERIMENTS, compose_config, study_names
 from ouro_lab.evaluation import benchmarks
-from ouro_lab.metrics_log import LR_SENSITIVITY
+from ouro_lab.metrics_log import LR_SENSITIVITY, terms
 from ouro_lab.starts import CKPT, find
 from ouro_lab.study import Run, Study, config_of, smoke_overrides
 
@@ -51,6 +51,7 @@ MORE = {  # what only one study has that makes it long
     "multihop_paper": PAPER,
     "capo_paper": [*PAPER, "data.task.people=64"],
     "text_depth_paper": [*PAPER, "backbone.ffn_width=44"],
+    "ladder_paper": PAPER,
     "repeat": ["data.train_tokens=1024"],
     "repeat_lr": ["data.train_tokens=1024"],
     "retrofit": ["backbone.layers=18", "backbone.kv_heads=1", "backbone.ffn_width=44"],
@@ -214,7 +215,9 @@ def test_every_arm_takes_two_steps(name, arm, corpus, released, monkeypatch):
     final = FINAL[one.hash]
     assert final["steps"] == (2 if one.config["do"] == "fit" else 0)
     contrasts = full(name).definition.contrasts.values()
-    wanted = {contrast.metric for contrast in contrasts if arm in (contrast.arm, contrast.reference)}
+    mine = [contrast for contrast in contrasts if arm in (contrast.arm, contrast.reference)]
+    wanted = {term for contrast in mine for term in terms(contrast.metric)}
+    wanted |= {contrast.where["metric"] for contrast in mine if contrast.where}
     wanted -= {LR_SENSITIVITY}  # of a whole grid of runs
     assert {f"final/{metric}" for metric in wanted} <= final["metrics"].keys()
 
