@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ouro_lab.data.metrics import EvaluationMetrics
@@ -170,5 +171,7 @@ class TaskData(OrderedData):
 
     def _fixed(self, split: str) -> Arrays:
         if split not in self._sets:
-            self._sets[split] = self.task.evaluation(split, self.sizes[split])
+            found = self.task.evaluation(split, self.sizes[split])
+            one_group = {"group": np.zeros(len(found["tokens"]), np.int64)} if len(self.groups) == 1 else {}
+            self._sets[split] = one_group | found
         return self._sets[split]

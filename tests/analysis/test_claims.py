@@ -83,6 +83,22 @@ def test_all_committed_evidence_is_judged_the_same_again() -> None:
     assert "p_hop" in found
 
 
+def test_the_page_in_the_tree_has_the_numbers_of_its_evidence() -> None:
+    """No row is typed, stale or forgotten: `make claims` was run after the last evidence."""
+    page = (ROOT / "docs" / "claims.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if "/report.md)" in line]
+    by_study: dict[str, list[list[str]]] = {}
+    for row in rows:
+        by_study.setdefault(re.findall(r"results/(\w+)/report\.md", row[-1])[0], []).append(row)
+    for one in read_all(RESULTS, {}):
+        name, laws = one.folder.name, {claim.id for claim in known().values() if claim.law}
+        assert name in by_study or not one.result.study["claim"], name
+        allowed = {ledger.of_contrast(known()["S03"], one, verdict).effect for verdict in one.verdicts.values()}
+        shown = {row[7] for row in by_study.get(name, ()) if row[0] not in laws}
+        if one.verdicts:
+            assert shown <= allowed, name
+
+
 def test_changed_evidence_changes_the_page(committed: Path, tmp_path: Path) -> None:
     page = written(committed.parent, {"p_hop": STATED}, tmp_path / "a")
     row = lines(page, "S03")[0]

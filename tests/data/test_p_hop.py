@@ -54,11 +54,12 @@ def test_tokens_are_well_formed() -> None:
 
 
 def test_undefined_shares_match_the_literature() -> None:
-    """tasks of length 100 with four symbols: "~" at 4, 13 and 25 % of positions for 1, 4 and 8 hops."""
-    task = PHop(length=100)
+    """Length 100, four symbols: "~" at 4, 13, 25, 49 % of positions for 1, 4, 8, 16 hops, hardly ever at the last."""
+    task = PHop(length=100, hops=16)
     symbols = task.sample(0, np.arange(400))["tokens"][:, 1:]
-    shares = [(task.targets(symbols, np.full(400, p)) == task.undefined).mean() for p in (1, 4, 8)]
-    assert shares == pytest.approx([0.04, 0.13, 0.25], abs=0.012)
+    undefined = [task.targets(symbols, np.full(400, p)) == task.undefined for p in (1, 4, 8, 16)]
+    assert [rows.mean() for rows in undefined] == pytest.approx([0.04, 0.13, 0.25, 0.49], abs=0.012)
+    assert max(rows[:, -1].mean() for rows in undefined) < 0.02
 
 
 def test_a_sample_is_a_function_of_seed_and_index() -> None:
