@@ -61,13 +61,10 @@ class Growth:
             0: "An amount describes it better in every seed",
         }
         what = better.get(wins, f"The seeds do not tell a factor from an amount ({wins} of {len(logs)} say a factor)")
-        left = [
-            statistics.mean_of(list(each.values())).mean if len(each) > 1 else next(iter(each.values()))
-            for each in (self.by_factor, self.by_amount)
-        ]
+        factor, amount = (float(np.mean(list(each.values()))) for each in (self.by_factor, self.by_amount))
         return (
             f"Reach grows {self.factor:.2f} ×{spread} with a loop (n = {len(logs)}). {what}: RMS of log reach "
-            f"{left[0]:.3f} by a factor, {left[1]:.3f} by an amount, in the mean."
+            f"{factor:.3f} by a factor, {amount:.3f} by an amount, in the mean."
         )
 
 
@@ -102,12 +99,10 @@ def steps(levels: list[int], accuracy: np.ndarray, at_least: float) -> float:
 
 def growth(found: Reach) -> Growth | None:
     """None where fewer than three numbers of loops have a reach that is seen: two points lie on either curve."""
-    seeds = sorted({seed for loops in found.values for seed in found.measured(loops)})
+    seen = {loops: found.measured(loops) for loops in sorted(found.values)}
     factors, by_factor, by_amount = {}, {}, {}
-    for seed in seeds:
-        points = [
-            (loops, found.measured(loops)[seed]) for loops in sorted(found.values) if seed in found.measured(loops)
-        ]
+    for seed in sorted({seed for values in seen.values() for seed in values}):
+        points = [(loops, values[seed]) for loops, values in seen.items() if seed in values]
         if len(points) < 3:
             continue
         loops, log = np.array([t for t, _ in points], float), np.log([x for _, x in points])
@@ -139,8 +134,10 @@ def section(result: StudyResult, folder: Path, formats: Iterable[str] = FORMATS)
 
 
 def _by_amount(loops: np.ndarray, log: np.ndarray) -> np.ndarray:
-    """What a straight line leaves of log reach, by least squares on the logarithm. Its ends are what is fitted, as
-    logarithms: a line through them stays positive between."""
+    """What a straight line leaves of log reach, by least squares on the logarithm.
+
+    Its ends are what is fitted, as logarithms: a line through them stays positive between.
+    """
     from scipy.optimize import least_squares
 
     share = (loops - loops[0]) / (loops[-1] - loops[0])
@@ -157,9 +154,8 @@ def _figure(found: Reach, grown: Growth | None) -> Figure:
     loops = sorted(found.values)
     for t in loops:
         for x in found.values[t].values():
-            axes.plot(
-                t, x, "o" if x < found.ends else "^", color=COLOURS[0], markersize=3.2, alpha=0.6, markeredgewidth=0
-            )
+            style = {"color": COLOURS[0], "markersize": 3.2, "alpha": 0.6, "markeredgewidth": 0}
+            axes.plot(t, x, "o" if x < found.ends else "^", **style)
     means = [float(np.mean(list(found.values[t].values()))) for t in loops]
     axes.plot(loops, means, color=COLOURS[0], label="trained (▲: as far as was asked)")
     axes.plot(loops, [2 ** (t - 1) for t in loops], "--", color=GREY, linewidth=1, label="construction, 2 to the T − 1")

@@ -24,7 +24,7 @@ def block(file: str, language: str, holds: str) -> str:
     return one
 
 
-def test_the_arm_of_the_readme_joins_a_study(tmp_path: Path) -> None:
+def test_the_arm_of_the_readme_joins_a_study() -> None:
     text = block("README.md", "yaml", "three_layers")
     assert len(text.splitlines()) < LINES
     added = OmegaConf.to_container(OmegaConf.create(text))["study"]
@@ -54,10 +54,11 @@ def test_the_task_of_the_docs_trains_and_is_learned(tmp_path: Path, monkeypatch:
     runs = [run for run in Study("p_hop", overrides).expand() if run.arm == "looped"]
     assert [execute(run) for run in runs] == [0]
     final = records.read_final(runs[0].directory)["metrics"]
-    assert final["final/accuracy"] == final["final/accuracy/parity"] > 0.5  # the first positions are soon right
+    assert final["final/accuracy"] == final["final/accuracy/parity"]
+    assert final["final/accuracy"] > 0.56  # twelve positions; with the first two right and the rest by chance 0.583
 
 
-def test_no_sequence_of_the_docs_task_is_in_two_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sequence_of_the_docs_task_is_in_two_splits() -> None:
     space: dict = {}
     exec(block("docs/data.md", "python", "class Parity"), space)  # noqa: S102
     task = space["Parity"](length=8)

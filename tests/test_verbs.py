@@ -224,25 +224,20 @@ def test_a_store_that_does_not_answer_is_one_warning_and_the_study_finishes(quic
 
 def test_a_study_moved_without_its_checkpoints_runs_what_is_missing_and_nothing_else(quick, tmp_path, monkeypatch):
     assert entry.main(["run", "p_hop", *QUIET]) == 0
-    here, there = records.runs_root(), tmp_path / "there"
+    here, there = records.runs_root() / "p_hop", tmp_path / "there" / "p_hop"
     missing, *kept = Study("p_hop", QUIET).expand()
-    left_behind = shutil.ignore_patterns("checkpoints", missing.id)
-    shutil.copytree(here / "p_hop", there / "p_hop", ignore=left_behind)
-    monkeypatch.setenv("OURO_RUNS", str(there))
+    assert all((here / run.id / "checkpoints").is_dir() for run in kept)
+    shutil.copytree(here, there, ignore=shutil.ignore_patterns("checkpoints", "report", missing.id))
+    monkeypatch.setenv("OURO_RUNS", str(there.parent))
     assert [run.state for run in Study("p_hop", QUIET).expand()] == ["to do", *("done" for _ in kept)]
     assert entry.main(["run", "p_hop", *QUIET]) == 0
     for run in kept:
-        assert (there / "p_hop" / run.id / "final.json").read_bytes() == (
-            here / "p_hop" / run.id / "final.json"
-        ).read_bytes()
-        assert not (there / "p_hop" / run.id / "checkpoints").exists()
-    assert (
-        records.read_final(there / "p_hop" / missing.id)["metrics"]
-        == records.read_final(here / "p_hop" / missing.id)["metrics"]
-    )
-    registered = [records.read_json(root / "p_hop" / "registration.json") for root in (here, there)]
-    assert registered[0] == registered[1]
-    assert (there / "p_hop" / "report" / "report.md").is_file()
+        assert (there / run.id / "final.json").read_bytes() == (here / run.id / "final.json").read_bytes()
+        assert not (there / run.id / "checkpoints").exists()
+    again, first = (records.read_final(folder / missing.id)["metrics"] for folder in (there, here))
+    assert again == first
+    assert (there / "registration.json").read_bytes() == (here / "registration.json").read_bytes()
+    assert (there / "report" / "report.md").is_file()
 
 
 def test_a_second_call_of_a_running_study_is_refused(capsys):

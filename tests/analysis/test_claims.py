@@ -84,7 +84,7 @@ def test_all_committed_evidence_is_judged_the_same_again() -> None:
 
 
 def test_the_page_in_the_tree_has_the_numbers_of_its_evidence() -> None:
-    """No row is typed, stale or forgotten: `make claims` was run after the last evidence."""
+    """No contrast's row is typed or stale, and no study is left out; only `make claims` knows if all rows are there."""
     page = (ROOT / "docs" / "claims.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if "/report.md)" in line]
     by_study: dict[str, list[list[str]]] = {}

@@ -36,7 +36,7 @@ def test_a_difference_is_taken_in_each_run(make) -> None:
     assert found.arm_values == pytest.approx(less["looped"], rel=1e-12)
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-9)
     assert found.word == "supported"
-    assert found.floor is None  # only one of the two has one
+    assert found.floor is None
     assert wording.metric_words(found.metric) == "accuracy, hops 8 less accuracy, hops 1"
 
 
