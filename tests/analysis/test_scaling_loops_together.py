@@ -84,6 +84,20 @@ def test_r2_and_exits_by_hand() -> None:
     assert left != pytest.approx(expected, rel=1e-3)
 
 
+def test_a_resample_draws_as_many_runs_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def seen(predicted: np.ndarray, exits: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        drawn.append(weights)
+        return explained(predicted, exits, loss, weights)
+
+    monkeypatch.setattr("analysis.scaling.loops_together.explained", seen)
+    of(made())
+    runs = len(ladder(loops=(DEPTH,)))
+    assert drawn[0].shape == (DRAWS, runs)
+    assert (drawn[0].sum(axis=1) == runs).all()  # a run counts once, not once a loop
+
+
 def test_exits_weigh_each_run_once_and_each_step_once() -> None:
     result = made()
     moved = result.runs["id"].iloc[-1]  # of four loops
