@@ -222,6 +222,9 @@ def _reproduce(result: StudyResult) -> list[Block]:
     facts = [f"Commit: {', '.join(commits)}{tree}." if commits else "Commit: not recorded."]
     hardware = sorted(set(runs["hardware"]) - {""})
     facts += [f"Hardware: {'; '.join(hardware)}."] if hardware else []
+    counts = runs.loc[runs["precision"] != "", "precision"].value_counts().sort_index()
+    said = [f"{name} ({count} runs)" if len(counts) > 1 else name for name, count in counts.items()]
+    facts += [f"Precision: {'; '.join(said)}."] if said else []
     stamp = f"registered {registered['time']} as {registered['hash']}" if registered else "not registered"
     facts.append(f"Study hash: {result.study['hash']}, {stamp}.")
     return [Heading("How to reproduce"), Text("\n".join(lines), "code"), *[Text(fact) for fact in facts]]

@@ -17,7 +17,7 @@ from ouro_lab import records
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 STATES = ("done", "diverged", "failed", "running", "interrupted", "to do")
-TEXT = ("id", "arm", "phase", "hash", "state", "reason", "commit", "dirty", "hardware")
+TEXT = ("id", "arm", "phase", "hash", "state", "reason", "commit", "dirty", "hardware", "precision")
 WHOLE = ("seed",)
 IDENTITY = ("id", "arm", "lr", "seed", "phase", "hash")
 FIRST = (*IDENTITY, "state", "reason", "attempts", "seconds", "steps", "tokens", "flops")
@@ -157,6 +157,7 @@ def _row(run: dict[str, Any], folder: Path, study: dict[str, Any], step: int | N
         "commit": git.get("commit") or "",
         "dirty": "" if git.get("dirty") is None else str(bool(git["dirty"])).lower(),
         "hardware": _hardware(note.get("hardware") or {}),
+        "precision": (note.get("execution") or {}).get("precision") or "",
         **{f"cost/{key}": value for key, value in _numbers(cost)},
         **final.get("metrics", {}),
     }
@@ -196,7 +197,7 @@ def _points(metrics: list[dict[str, Any]]) -> Iterable[tuple[int, str, float]]:
 
 def _runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows with one type per column and columns in one order, from Python values or from text alike."""
-    names = {name for row in rows for name in row} | set(FIRST) | {"commit", "dirty", "hardware"}
+    names = {name for row in rows for name in row} | set(FIRST) | {"commit", "dirty", "hardware", "precision"}
     rest = sorted(names - set(FIRST), key=lambda name: (name.startswith(("cost/", "final/")), name))
     columns = {}
     for name in [*FIRST, *rest]:

@@ -132,6 +132,7 @@ def _verdict(
         shown, how = positive_control(result)
         notes.append(how)
         word = word if shown else "no positive control"
+    notes += _precisions(result, contrast)
     arm_values, reference_values = sample.pairs(seeds)
     return Verdict(
         name=name,
@@ -158,6 +159,15 @@ def _verdict(
         qualifiers=qualifiers(result.study, (contrast["arm"], contrast["reference"]), contrast["metric"]),
         notes=notes,
     )
+
+
+def _precisions(result: StudyResult, contrast: Mapping[str, Any]) -> list[str]:
+    """That the compared runs were not trained in one precision, as when a study was moved to another machine."""
+    both = contrast["arm"], contrast["reference"]
+    found = {arm: sorted(set(result.finished.loc[result.finished["arm"] == arm, "precision"]) - {""}) for arm in both}
+    if len({name for names in found.values() for name in names}) < 2:
+        return []
+    return ["not one precision: " + ", ".join(f"{arm} {' and '.join(names)}" for arm, names in found.items())]
 
 
 @dataclass(frozen=True)

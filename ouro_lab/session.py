@@ -112,7 +112,8 @@ class Session:
         from ouro_lab.training import execution
 
         earlier = records.read_note(self.run.directory).get("execution", {})
-        settled = execution.settle(plain(self.config.trainer), self.cost["training_flops"], earlier)
+        kept = execution.kept_precision(self.run.directory.parent)
+        settled = execution.settle(plain(self.config.trainer), self.cost["training_flops"], earlier, kept)
         self._note({"execution": execution.note(settled)})
         execution.share_compiled_code()
         return settled

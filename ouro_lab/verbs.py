@@ -15,6 +15,7 @@ from ouro_lab.compute.solver import Arm, solve_all
 from ouro_lab.config import EXPERIMENTS, ROOT, ConfigError, build, first_line, plain
 from ouro_lab.progress import StudyProgress, how_far
 from ouro_lab.study import RESULTS, Run, Study, study_here
+from ouro_lab.training import execution
 from ouro_lab.training.callbacks import clock
 
 PUSH_SECONDS = 30.0
@@ -98,6 +99,9 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     for run in runs:
         step, steps = records.last_step(run.directory / "metrics.jsonl"), parts[run.arm].cost["steps"]
         reason = (records.read_state(run.directory) or {}).get("reason") or ""
+        source = run.start.source if run.start is not None else None
+        if source is not None and source.state != "done" and not run.finished:
+            reason = f"waits for {source.study}, {source.id}"
         print(f"  {run.state:9s} {run.id:48s} step {how_far(run, step, steps)}  {reason}")
     for stale in study.stale():
         print(f"  stale     {stale}")
@@ -133,12 +137,11 @@ def match(name: str, overrides: Sequence[str] = (), unique: str | None = None, t
 
 def _clock(study: Study, arm: str, parts: Parts, rounds: int) -> Callable[[Any, Any], float]:
     from ouro_lab.bench.clock import TimedStep
-    from ouro_lab.training.execution import settle
 
     trainer, data = plain(study.arm_configs[arm].trainer), parts.data
     if trainer.get("accelerator", "cpu") != "cpu":
         raise ConfigError(f"match: --timed measures a CPU; trainer.accelerator = {trainer['accelerator']} of {arm}")
-    mixed = "bf16" in settle(trainer, 0.0, {}).precision
+    mixed = "bf16" in execution.settle(trainer, 0.0, {}).precision
     batch = data.batch_size // int(trainer.get("accumulate", 1))
     step = TimedStep(batch, data.length, data.vocab_size, parts.objective, mixed)
     return lambda above, below: step.ratio(above, below, rounds)
@@ -176,9 +179,10 @@ def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Part
     parts = check(study)
     build(study.config.launcher, "launcher")
     check_starts(study, parts)
-    lines: list[str] = []
+    lines = execution.lines(study.config.trainer, records.runs_root() / study.name)
     if minutes:
-        study, lines = _within(study, parts, minutes)
+        study, cuts = _within(study, parts, minutes)
+        lines += cuts
         parts = {arm: parts[arm] for arm in study.definition.arms}
     print(f"{study.name}: {study.definition.question}\n\n{match_table(study, parts)}\n")
     print(

@@ -135,6 +135,17 @@ def test_a_stage_waits_for_the_one_before_it_and_its_run_is_known_before(files):
     assert runs[2].hash != study_of(files, second=[*TEXT, *GO_ON], third=[*SFT]).run("third", 1e-2, 0).hash
 
 
+def test_status_says_which_run_a_stage_waits_for(files, capsys):
+    study = three_stages(files)
+    first, second, _ = study.expand()
+    assert verbs.status("ouro_rehearsal", study.overrides) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1] for line in lines[1:3]] == [
+        f"waits for ouro_rehearsal, {one.id}" for one in (first, second)
+    ]
+    assert "waits" not in lines[0]
+
+
 def test_a_chain_interrupted_three_times_equals_an_unbroken_one_to_the_last_bit(files, chain, monkeypatch, tmp_path):
     expected = [outcome(one) for one in chain]
     monkeypatch.setenv("OURO_RUNS", str(tmp_path / "again"))

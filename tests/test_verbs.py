@@ -240,6 +240,21 @@ def test_a_study_moved_without_its_checkpoints_runs_what_is_missing_and_nothing_
     assert (there / "report" / "report.md").is_file()
 
 
+def test_a_study_moved_to_a_machine_of_another_precision_keeps_its_own(quick, capsys):
+    first, *rest = Study("p_hop", QUIET).expand()
+    assert entry.main(["run", "p_hop", *QUIET]) == 0
+    shutil.rmtree(first.directory)
+    done = records.read_note(rest[0].directory)["execution"]
+    moved = "32-true" if done["precision"] == "bf16-mixed" else "bf16-mixed"
+    for run in rest:
+        records.note(run.directory, {"execution": done | {"precision": moved}})
+    capsys.readouterr()
+    assert entry.main(["run", "p_hop", *QUIET]) == 0
+    assert f"precision {moved}, as in the runs that are done" in capsys.readouterr().out
+    assert records.read_note(first.directory)["execution"]["precision"] == moved
+    assert f"Precision: {moved}." in (records.runs_root() / "p_hop" / "report" / "report.md").read_text()
+
+
 def test_a_second_call_of_a_running_study_is_refused(capsys):
     with records.run_lock(records.runs_root() / "p_hop"):
         refused(["run", "p_hop", *QUIET], "another process is running it", capsys)

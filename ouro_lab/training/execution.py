@@ -14,10 +14,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from ouro_lab import records
 from ouro_lab.compute.hardware import cpu_precision, cpu_rates, training_rate
 from ouro_lab.measured import cache_root, once_per_machine
 from ouro_lab.model import LoopedTransformer
@@ -43,10 +45,11 @@ class Execution:
         return f"precision {self.precision} ({gain}), blocks {'compiled' if self.compiled else 'not compiled'}"
 
 
-def settle(trainer: Mapping[str, Any], flops: float, earlier: Mapping[str, Any]) -> Execution:
+def settle(trainer: Mapping[str, Any], flops: float, earlier: Mapping[str, Any], kept: str | None = None) -> Execution:
     """Resolves `auto` of `trainer.precision` and `trainer.compile`; `earlier` is what this run settled before.
 
-    flops: of the whole run. A GPU computes in bf16; there, blocks are compiled only where that is asked for.
+    flops: of the whole run. kept: the precision of the study's other runs, which must not differ in it. A GPU computes
+    in bf16; there, blocks are compiled only where that is asked for.
 
     Raises:
         ValueError: compile is neither true, false nor auto, or is asked for where no compiler works.
@@ -56,7 +59,7 @@ def settle(trainer: Mapping[str, Any], flops: float, earlier: Mapping[str, Any])
     on_cpu = trainer.get("accelerator", "cpu") == "cpu"
     precision, asked = trainer.get("precision", "32-true"), trainer.get("compile", False)
     if precision == "auto":
-        precision = cpu_precision() if on_cpu else "bf16-mixed"
+        precision = kept or (cpu_precision() if on_cpu else "bf16-mixed")
     if asked not in (True, False, "auto"):
         raise ValueError(f"trainer.compile = {asked!r}: must be true, false or auto")
     if asked is True and on_cpu and not compiler_works():
@@ -64,6 +67,24 @@ def settle(trainer: Mapping[str, Any], flops: float, earlier: Mapping[str, Any])
     if asked == "auto":
         asked = on_cpu and flops / training_rate(precision) > WORTH_SECONDS and compiler_works()
     return Execution(precision, bool(asked))
+
+
+def kept_precision(study: Path) -> str | None:
+    """What `auto` came to in the runs of a study's folder that are done, maybe on another machine."""
+    for record in sorted(study.glob("*/record.json")):
+        found = records.read_note(record.parent).get("execution", {}).get("precision")
+        done = found and (records.read_state(record.parent) or {}).get("state") == "done"
+        if done and OmegaConf.load(record.parent / "config.yaml")["trainer"].get("precision") == "auto":
+            return found
+    return None
+
+
+def lines(trainer: Mapping[str, Any], study: Path) -> list[str]:
+    """What to say of a study that keeps a precision which `auto` would not take here."""
+    kept, here = kept_precision(study), settle({**trainer, "compile": False}, 0.0, {}).precision
+    if kept in (None, here) or trainer.get("precision") != "auto":
+        return []
+    return [f"precision {kept}, as in the runs that are done; this machine would take {here}: see docs/clusters.md"]
 
 
 def note(execution: Execution) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -238,3 +239,16 @@ def test_effects_show_the_decimals_that_they_bear() -> None:
     assert wording.effect(0.55, (0.51, 0.59)) == "+0.55 [0.51, 0.59]"
     assert wording.effect(-0.0021, (-0.0050, 0.0008)) == "−0.002 [−0.005, 0.001]"
     assert wording.effect(-0.001, (-0.05, 0.05)) == "0.00 [−0.05, 0.05]"
+
+
+def test_runs_of_two_precisions_are_named(result) -> None:
+    assert not any("precision" in note for note in judge(result)["depth_by_reuse"].notes)
+    rows, arms = result.runs, {"looped": "bf16-mixed", "iso_parameter": "32-true"}
+    one = replace(result, runs=rows.assign(precision="bf16-mixed"))
+    assert not any("precision" in note for note in judge(one)["depth_by_reuse"].notes)
+    two = replace(result, runs=rows.assign(precision=rows["arm"].map(arms).fillna("")))
+    words = wording.sentence(two.study, judge(two)["depth_by_reuse"])
+    assert "not one precision: looped bf16-mixed, iso_parameter 32-true" in words
+    moved = rows.assign(precision=["bf16-mixed" if seed else "32-true" for seed in rows["seed"]])
+    words = wording.sentence(result.study, judge(replace(result, runs=moved))["depth_by_reuse"])
+    assert "looped 32-true and bf16-mixed, iso_parameter 32-true and bf16-mixed" in words

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
+from ouro_lab import records
 from ouro_lab.model import looped
 from ouro_lab.objectives import StageOne
 from ouro_lab.training import execution
@@ -54,6 +55,31 @@ def test_what_was_settled_is_kept_whatever_is_measured_later(machine) -> None:
     first = settle(AUTO, LONG, {})
     machine(1e10, False)
     assert settle(AUTO, LONG, execution.note(first)) == first
+
+
+def test_auto_keeps_the_precision_of_the_study_s_finished_runs(machine, tmp_path) -> None:
+    machine(5e10, True)
+    assert execution.kept_precision(tmp_path / "nothing") is None
+    assert execution.lines(AUTO, tmp_path) == []
+    settled_run(tmp_path / "a", "16-mixed", state="running")
+    settled_run(tmp_path / "b", "64-true", asked="64-true")
+    assert execution.kept_precision(tmp_path) is None
+    settled_run(tmp_path / "c", "bf16-mixed")
+    assert execution.kept_precision(tmp_path) == "bf16-mixed"
+    assert settle(AUTO, LONG, {}, "bf16-mixed") == Execution("bf16-mixed", True)
+    assert settle(AUTO | {"precision": "32-true"}, LONG, {}, "bf16-mixed").precision == "32-true"
+    assert "precision bf16-mixed, as in the runs" in execution.lines(AUTO, tmp_path)[0]
+    assert "would take 32-true" in execution.lines(AUTO, tmp_path)[0]
+    assert execution.lines(AUTO | {"precision": "32-true"}, tmp_path) == []
+    machine(2e11, True)
+    assert execution.lines(AUTO, tmp_path) == []
+
+
+def settled_run(folder: Path, precision: str, state: str = "done", asked: str = "auto") -> None:
+    folder.mkdir()
+    records.note(folder, {"execution": execution.note(Execution(precision, True))})
+    records.write_json(folder / "state.json", {"state": state})
+    (folder / "config.yaml").write_text(f"trainer: {{precision: {asked}}}\n")
 
 
 def test_what_is_named_is_taken(machine) -> None:
