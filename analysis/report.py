@@ -9,6 +9,7 @@ from typing import Any
 from analysis import calibration, figures, reach, replication, tables, wording
 from analysis.blocks import Block, Heading, Picture, Text, markdown, page, plain_table
 from analysis.figures import Drawn
+from analysis.precision import counted
 from analysis.runs import RESULTS, StudyResult, UnknownStudyError, load
 from analysis.samples import positive_control
 from analysis.scaling import of_study
@@ -222,9 +223,7 @@ def _reproduce(result: StudyResult) -> list[Block]:
     facts = [f"Commit: {', '.join(commits)}{tree}." if commits else "Commit: not recorded."]
     hardware = sorted(set(runs["hardware"]) - {""})
     facts += [f"Hardware: {'; '.join(hardware)}."] if hardware else []
-    counts = runs.loc[runs["precision"] != "", "precision"].value_counts().sort_index()
-    said = [f"{name} ({count} runs)" if len(counts) > 1 else name for name, count in counts.items()]
-    facts += [f"Precision: {'; '.join(said)}."] if said else []
+    facts += [f"Precision: {said}." for said in [counted(runs)] if said]
     stamp = f"registered {registered['time']} as {registered['hash']}" if registered else "not registered"
     facts.append(f"Study hash: {result.study['hash']}, {stamp}.")
     return [Heading("How to reproduce"), Text("\n".join(lines), "code"), *[Text(fact) for fact in facts]]

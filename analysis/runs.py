@@ -21,7 +21,7 @@ TEXT = ("id", "arm", "phase", "hash", "state", "reason", "commit", "dirty", "har
 WHOLE = ("seed",)
 IDENTITY = ("id", "arm", "lr", "seed", "phase", "hash")
 FIRST = (*IDENTITY, "state", "reason", "attempts", "seconds", "steps", "tokens", "flops")
-WATCHED = ("optim/grad_norm/", "optim/update_norm/")  # per block, for whoever watches a run: no report reads them
+WATCHED = ("optim/grad_norm/", "optim/update_norm/", "perf/seconds_left")  # for watching a run; no report reads them
 CURVE = ("id", "arm", "seed", "step", "metric", "value")
 
 

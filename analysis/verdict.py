@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import statistics
+from analysis.precision import precisions
 from analysis.runs import StudyResult
 from analysis.samples import PairedSample, check_threshold, paired_sample, positive_control
 from analysis.stability import same_grid
@@ -132,7 +133,10 @@ def _verdict(
         shown, how = positive_control(result)
         notes.append(how)
         word = word if shown else "no positive control"
-    notes += _precisions(result, contrast)
+    both = contrast["arm"], contrast["reference"]
+    found = precisions(result, both, contrast["metric"])
+    notes += [found.words] if found.several else []
+    differ = ["precisions differ"] if found.within_seed else []
     arm_values, reference_values = sample.pairs(seeds)
     return Verdict(
         name=name,
@@ -156,18 +160,9 @@ def _verdict(
         seeds_for_power=_seeds_for_power(raw, contrast, alpha),
         bare_word=bare,
         word=word,
-        qualifiers=qualifiers(result.study, (contrast["arm"], contrast["reference"]), contrast["metric"]),
+        qualifiers=[*qualifiers(result.study, both, contrast["metric"]), *differ],
         notes=notes,
     )
-
-
-def _precisions(result: StudyResult, contrast: Mapping[str, Any]) -> list[str]:
-    """That the compared runs were not trained in one precision, as when a study was moved to another machine."""
-    both = contrast["arm"], contrast["reference"]
-    found = {arm: sorted(set(result.finished.loc[result.finished["arm"] == arm, "precision"]) - {""}) for arm in both}
-    if len({name for names in found.values() for name in names}) < 2:
-        return []
-    return ["not one precision: " + ", ".join(f"{arm} {' and '.join(names)}" for arm, names in found.items())]
 
 
 @dataclass(frozen=True)

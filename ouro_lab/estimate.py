@@ -16,7 +16,7 @@ from ouro_lab.compute.hardware import cpu_precision, training_rate
 from ouro_lab.config import build, plain
 from ouro_lab.model import ModelConfig
 from ouro_lab.study import Run, Study
-from ouro_lab.training.execution import Execution, kept_precision, settle
+from ouro_lab.training.execution import Execution, kept_precision, listed, settle
 
 COMPILED_GAIN = 1.25  # of a small model's step, over blocks that are not compiled
 
@@ -105,7 +105,8 @@ def _step_speed(dtype: str) -> StepSpeed | None:
 
 
 def _settled(study: Study, flops: float) -> Execution:
-    return settle(plain(study.config.trainer), flops, {}, kept_precision(records.runs_root() / study.name))
+    trainer = plain(study.config.trainer)
+    return settle(trainer, flops, {}, kept_precision(trainer, listed(records.runs_root() / study.name)))
 
 
 def core_minutes(study: Study, parts: Mapping[str, Parts]) -> float:

@@ -112,8 +112,9 @@ class Session:
         from ouro_lab.training import execution
 
         earlier = records.read_note(self.run.directory).get("execution", {})
-        kept = execution.kept_precision(self.run.directory.parent)
-        settled = execution.settle(plain(self.config.trainer), self.cost["training_flops"], earlier, kept)
+        trainer = plain(self.config.trainer)
+        kept = None if earlier else execution.kept_precision(trainer, execution.listed(self.run.directory.parent))
+        settled = execution.settle(trainer, self.cost["training_flops"], earlier, kept)
         self._note({"execution": execution.note(settled)})
         execution.share_compiled_code()
         return settled

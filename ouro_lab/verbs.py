@@ -96,12 +96,13 @@ def status(name: str, overrides: Sequence[str] = ()) -> int:
     parts = check(study)
     runs = study.expand()
     counts = Counter(run.state for run in runs)
+    blocked = {run.id for run in stages.blocked(study)}
     for run in runs:
         step, steps = records.last_step(run.directory / "metrics.jsonl"), parts[run.arm].cost["steps"]
         reason = (records.read_state(run.directory) or {}).get("reason") or ""
-        source = run.start.source if run.start is not None else None
-        if source is not None and source.state != "done" and not run.finished:
-            reason = f"waits for {source.study}, {source.id}"
+        if run.start is not None and run.start.source is not None and not run.start.ready and not run.finished:
+            source = run.start.source
+            reason = f"{'blocked by' if run.id in blocked else 'waits for'} {source.study}/{source.id}"
         print(f"  {run.state:9s} {run.id:48s} step {how_far(run, step, steps)}  {reason}")
     for stale in study.stale():
         print(f"  stale     {stale}")
@@ -141,7 +142,8 @@ def _clock(study: Study, arm: str, parts: Parts, rounds: int) -> Callable[[Any, 
     trainer, data = plain(study.arm_configs[arm].trainer), parts.data
     if trainer.get("accelerator", "cpu") != "cpu":
         raise ConfigError(f"match: --timed measures a CPU; trainer.accelerator = {trainer['accelerator']} of {arm}")
-    mixed = "bf16" in execution.settle(trainer, 0.0, {}).precision
+    kept = execution.kept_precision(trainer, execution.listed(records.runs_root() / study.name))
+    mixed = "bf16" in execution.settle(trainer, 0.0, {}, kept).precision
     batch = data.batch_size // int(trainer.get("accumulate", 1))
     step = TimedStep(batch, data.length, data.vocab_size, parts.objective, mixed)
     return lambda above, below: step.ratio(above, below, rounds)
@@ -179,7 +181,7 @@ def _checked(study: Study, minutes: float | None) -> tuple[Study, dict[str, Part
     parts = check(study)
     build(study.config.launcher, "launcher")
     check_starts(study, parts)
-    lines = execution.lines(study.config.trainer, records.runs_root() / study.name)
+    lines = execution.lines(plain(study.config.trainer), (run.directory for run in study.expand()))
     if minutes:
         study, cuts = _within(study, parts, minutes)
         lines += cuts

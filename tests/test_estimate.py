@@ -60,3 +60,13 @@ def test_where_steps_cannot_be_measured_products_say_it(study: Study, monkeypatc
 def test_tiles_make_products_faster_and_not_the_rest_of_a_step(study: Study) -> None:
     narrow = hardware.training_rate("32-true")
     assert hardware.training_rate("bf16-mixed") == hardware.BF16_STEP_GAIN * narrow
+
+
+def test_an_estimate_goes_by_the_precision_that_the_study_s_runs_have(study: Study, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(estimate, "step_speed", lambda dtype: asked.append(dtype) or StepSpeed(5e11, 1e9))
+    part = check(study)["looped"]
+    estimate.rate(study, part)
+    monkeypatch.setattr(estimate, "kept_precision", lambda trainer, runs: "32-true")
+    estimate.rate(study, part)
+    assert asked == ["bfloat16", "float32"]

@@ -141,7 +141,7 @@ def test_status_says_which_run_a_stage_waits_for(files, capsys):
     assert verbs.status("ouro_rehearsal", study.overrides) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[-1] for line in lines[1:3]] == [
-        f"waits for ouro_rehearsal, {one.id}" for one in (first, second)
+        f"waits for ouro_rehearsal/{one.id}" for one in (first, second)
     ]
     assert "waits" not in lines[0]
 
@@ -239,13 +239,15 @@ def test_the_table_says_what_each_stage_did(files, chain):
     assert "unfinished: first, second, third" in pipeline.report(study)
 
 
-def test_what_follows_a_stage_that_diverged_is_known_and_not_run(files):
+def test_what_follows_a_stage_that_diverged_is_known_and_not_run(files, capsys):
     study = three_stages(files)
     first = study.expand()[0]
     records.begin(first.directory, first.identity(), first.config)
     records.finish(first.directory, "diverged", "val/loss = nan")
     assert study.todo() == []
     assert [one.arm for one in stages.blocked(study)] == ["second", "third"]
+    assert verbs.status("ouro_rehearsal", study.overrides) == 0
+    assert f"blocked by ouro_rehearsal/{first.id}" in capsys.readouterr().out
 
 
 def test_a_start_that_leads_nowhere_is_one_line(files):

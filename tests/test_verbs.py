@@ -250,7 +250,7 @@ def test_a_study_moved_to_a_machine_of_another_precision_keeps_its_own(quick, ca
         records.note(run.directory, {"execution": done | {"precision": moved}})
     capsys.readouterr()
     assert entry.main(["run", "p_hop", *QUIET]) == 0
-    assert f"precision {moved}, as in the runs that are done" in capsys.readouterr().out
+    assert f"precision {moved}, as in the study's runs so far" in capsys.readouterr().out
     assert records.read_note(first.directory)["execution"]["precision"] == moved
     assert f"Precision: {moved}." in (records.runs_root() / "p_hop" / "report" / "report.md").read_text()
 

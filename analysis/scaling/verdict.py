@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from analysis import verdict
+from analysis.precision import precisions
 from analysis.runs import StudyResult
 from analysis.samples import positive_control
 from analysis.scaling.fits import Fit
@@ -36,7 +37,8 @@ def judge(result: StudyResult, law: Law, together: bool = False) -> list[LawVerd
         return []
     arms = result.study["arms"]
     largest = max(arms, key=lambda arm: arms[arm]["cost"]["training_flops"])
-    qualifiers = verdict.qualifiers(result.study, list(arms), "loss")
+    differ = ["precisions differ"] if precisions(result, list(arms), "loss").several else []
+    qualifiers = [*verdict.qualifiers(result.study, list(arms), "loss"), *differ]
     verdicts = []
     for one in fitted(law, result):
         if together:

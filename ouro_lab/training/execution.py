@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -69,22 +69,38 @@ def settle(trainer: Mapping[str, Any], flops: float, earlier: Mapping[str, Any],
     return Execution(precision, bool(asked))
 
 
-def kept_precision(study: Path) -> str | None:
-    """What `auto` came to in the runs of a study's folder that are done, maybe on another machine."""
-    for record in sorted(study.glob("*/record.json")):
-        found = records.read_note(record.parent).get("execution", {}).get("precision")
-        done = found and (records.read_state(record.parent) or {}).get("state") == "done"
-        if done and OmegaConf.load(record.parent / "config.yaml")["trainer"].get("precision") == "auto":
-            return found
+def kept_precision(trainer: Mapping[str, Any], runs: Iterable[Path]) -> str | None:
+    """What `auto` came to in other `runs` (folders) of the study on such a device, maybe on another machine.
+
+    Those that have ended decide before those in the middle. None where `trainer` does not ask for `auto`.
+    """
+    if trainer.get("precision") != "auto":
+        return None
+    noted = [(records.read_note(run).get("execution"), records.read_state(run) or {}, run) for run in runs]
+    for execution, _, run in sorted(noted, key=lambda one: one[1].get("state") not in records.END_STATES):
+        if execution and _same_device(trainer, OmegaConf.load(run / "config.yaml")["trainer"]):
+            return execution["precision"]
     return None
 
 
-def lines(trainer: Mapping[str, Any], study: Path) -> list[str]:
+def listed(study: Path) -> Iterator[Path]:
+    """Folders of the runs that the study's last call listed; others in its folder are stale."""
+    for run in (records.read_json(study / "study.json") or {}).get("runs", []):
+        yield study / run["id"]
+
+
+def lines(trainer: Mapping[str, Any], runs: Iterable[Path]) -> list[str]:
     """What to say of a study that keeps a precision which `auto` would not take here."""
-    kept, here = kept_precision(study), settle({**trainer, "compile": False}, 0.0, {}).precision
-    if kept in (None, here) or trainer.get("precision") != "auto":
+    kept = kept_precision(trainer, runs)
+    here = settle({**trainer, "compile": False}, 0.0, {}).precision if kept else None
+    if kept == here:
         return []
-    return [f"precision {kept}, as in the runs that are done; this machine would take {here}: see docs/clusters.md"]
+    return [f"precision {kept}, as in the study's runs so far; this machine would take {here}: see docs/clusters.md"]
+
+
+def _same_device(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    both = [(trainer.get("accelerator", "cpu"), trainer.get("precision")) for trainer in (one, other)]
+    return both[0] == both[1]
 
 
 def note(execution: Execution) -> dict[str, Any]:

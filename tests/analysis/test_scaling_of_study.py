@@ -35,6 +35,7 @@ def study(points: Points, laws: list[str], states: dict[int, str] | None = None)
                 "phase": "main",
                 "seconds": 60.0,
                 "hardware": "1 thread of CPU",
+                "precision": "32-true",
                 "cost/parameters": points.parameters[i],
                 "cost/body_parameters": points.recurring[i],
                 "cost/tokens": points.tokens[i],

@@ -7,7 +7,9 @@ from fake_study import Fake, contrasts
 from scipy import stats
 
 from analysis import wording
+from analysis.precision import counted, precisions
 from analysis.samples import check_threshold, positive_control, targets
+from analysis.stability import LR_SENSITIVITY
 from analysis.verdict import Verdict, judge
 
 METRIC = "accuracy/hops_8"
@@ -242,13 +244,27 @@ def test_effects_show_the_decimals_that_they_bear() -> None:
 
 
 def test_runs_of_two_precisions_are_named(result) -> None:
-    assert not any("precision" in note for note in judge(result)["depth_by_reuse"].notes)
+    def said(**precision: Any) -> tuple[str, str]:
+        changed = replace(result, runs=result.runs.assign(**precision))
+        verdict = judge(changed)["depth_by_reuse"]
+        return wording.sentence(changed.study, verdict), wording.conclusion(verdict)
+
     rows, arms = result.runs, {"looped": "bf16-mixed", "iso_parameter": "32-true"}
-    one = replace(result, runs=rows.assign(precision="bf16-mixed"))
-    assert not any("precision" in note for note in judge(one)["depth_by_reuse"].notes)
-    two = replace(result, runs=rows.assign(precision=rows["arm"].map(arms).fillna("")))
-    words = wording.sentence(two.study, judge(two)["depth_by_reuse"])
-    assert "not one precision: looped bf16-mixed, iso_parameter 32-true" in words
-    moved = rows.assign(precision=["bf16-mixed" if seed else "32-true" for seed in rows["seed"]])
-    words = wording.sentence(result.study, judge(replace(result, runs=moved))["depth_by_reuse"])
-    assert "looped 32-true and bf16-mixed, iso_parameter 32-true and bf16-mixed" in words
+    for same in ("", "bf16-mixed"):
+        assert not any("precision" in words for words in said(precision=same))
+    sentence, conclusion = said(precision=rows["arm"].map(arms).fillna(""))
+    assert "not one precision: looped bf16-mixed, iso_parameter 32-true" in sentence
+    assert conclusion == "supported (precisions differ)"
+    sentence, conclusion = said(precision=["bf16-mixed" if seed else "32-true" for seed in rows["seed"]])
+    assert "looped 32-true and bf16-mixed, iso_parameter 32-true and bf16-mixed" in sentence
+    assert conclusion == "supported"  # both runs of a seed in one
+    assert counted(rows.assign(precision="")) == ""
+    assert counted(rows.head(3).assign(precision=["b", "", "b"])) == "b"
+    assert counted(rows.head(3).assign(precision=["b", "a", "b"])) == "a (1 run); b (2 runs)"
+
+
+def test_a_sensitivity_is_read_off_the_sweep_s_precisions(result) -> None:
+    rows = result.runs.assign(phase="lr", precision=result.runs["arm"].map({"looped": "bf16-mixed"}).fillna("32-true"))
+    both = ("looped", "iso_parameter")
+    assert precisions(replace(result, runs=rows), both, LR_SENSITIVITY).within_seed
+    assert not precisions(replace(result, runs=rows), both, "accuracy/hops_8").several

@@ -57,29 +57,42 @@ def test_what_was_settled_is_kept_whatever_is_measured_later(machine) -> None:
     assert settle(AUTO, LONG, execution.note(first)) == first
 
 
-def test_auto_keeps_the_precision_of_the_study_s_finished_runs(machine, tmp_path) -> None:
+def test_auto_keeps_the_precision_of_the_study_s_other_runs(machine, tmp_path) -> None:
+    def kept(*names: str, trainer: dict = AUTO) -> str | None:
+        return execution.kept_precision(trainer, [tmp_path / name for name in names])
+
     machine(5e10, True)
-    assert execution.kept_precision(tmp_path / "nothing") is None
-    assert execution.lines(AUTO, tmp_path) == []
-    settled_run(tmp_path / "a", "16-mixed", state="running")
-    settled_run(tmp_path / "b", "64-true", asked="64-true")
-    assert execution.kept_precision(tmp_path) is None
-    settled_run(tmp_path / "c", "bf16-mixed")
-    assert execution.kept_precision(tmp_path) == "bf16-mixed"
+    settled_run(tmp_path / "middle", "16-mixed", state="running")
+    settled_run(tmp_path / "named", "64-true", asked="64-true")
+    settled_run(tmp_path / "on_gpu", "bf16-true", accelerator="gpu")
+    settled_run(tmp_path / "ended", "bf16-mixed", state="diverged")
+    assert kept("not_begun", "named", "on_gpu") is None
+    assert kept("middle", "named") == "16-mixed"
+    assert kept("middle", "ended") == "bf16-mixed"
+    assert kept("ended", "on_gpu", trainer=AUTO | {"accelerator": "gpu"}) == "bf16-true"
+    assert kept("ended", trainer=AUTO | {"precision": "32-true"}) is None
     assert settle(AUTO, LONG, {}, "bf16-mixed") == Execution("bf16-mixed", True)
+    assert settle(AUTO, LONG, {"precision": "16-mixed", "compiled": False}, "bf16-mixed").precision == "16-mixed"
     assert settle(AUTO | {"precision": "32-true"}, LONG, {}, "bf16-mixed").precision == "32-true"
-    assert "precision bf16-mixed, as in the runs" in execution.lines(AUTO, tmp_path)[0]
-    assert "would take 32-true" in execution.lines(AUTO, tmp_path)[0]
-    assert execution.lines(AUTO | {"precision": "32-true"}, tmp_path) == []
+    (said,) = execution.lines(AUTO, [tmp_path / "ended"])
+    assert said.startswith("precision bf16-mixed, as in the study's runs so far; this machine would take 32-true")
+    assert execution.lines(AUTO, []) == execution.lines(AUTO | {"precision": "32-true"}, [tmp_path / "ended"]) == []
     machine(2e11, True)
-    assert execution.lines(AUTO, tmp_path) == []
+    assert execution.lines(AUTO, [tmp_path / "ended"]) == []
 
 
-def settled_run(folder: Path, precision: str, state: str = "done", asked: str = "auto") -> None:
+def test_stale_runs_are_not_listed(tmp_path) -> None:
+    assert list(execution.listed(tmp_path)) == []
+    records.write_json(tmp_path / "study.json", {"runs": [{"id": "today"}]})
+    (tmp_path / "stale").mkdir()
+    assert list(execution.listed(tmp_path)) == [tmp_path / "today"]
+
+
+def settled_run(folder: Path, precision: str, state: str = "done", asked: str = "auto", accelerator: str = "cpu"):
     folder.mkdir()
     records.note(folder, {"execution": execution.note(Execution(precision, True))})
     records.write_json(folder / "state.json", {"state": state})
-    (folder / "config.yaml").write_text(f"trainer: {{precision: {asked}}}\n")
+    (folder / "config.yaml").write_text(f"trainer: {{precision: {asked}, accelerator: {accelerator}}}\n")
 
 
 def test_what_is_named_is_taken(machine) -> None:
