@@ -32,9 +32,12 @@ class Parts:
     evaluation: Any = None
 
 
-def assemble(cfg: DictConfig, device: str = "cpu") -> Parts:
-    """Builds data, objective, backbone and evaluation, charges their cost and turns the budget into steps."""
-    data = build(cfg.data, "data")
+def assemble(cfg: DictConfig, device: str = "cpu", data: Any = None) -> Parts:
+    """Builds data, objective, backbone and evaluation, charges their cost and turns the budget into steps.
+
+    data: what `cfg.data` builds, where it is at hand.
+    """
+    data = build(cfg.data, "data") if data is None else data
     objective = build(cfg.objective, "objective")
     trains = trained_part(cfg, objective)
     gate = {"gate": True} if objective.needs_gate else {}

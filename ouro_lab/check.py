@@ -1,5 +1,6 @@
 """The check before anything trains: every arm built on the meta device, every contrast's match, and study.json."""
 
+import json
 import re
 from dataclasses import asdict
 from typing import Any
@@ -25,10 +26,12 @@ def check(study: Study) -> dict[str, Parts]:
         ConfigError: an arm that cannot be built, a mismatch, or a rate chosen on a seed of the verdict, by name.
     """
     _check_rate_seeds(study)
-    parts = {}
+    parts, data = {}, {}  # data by its config: arms mostly differ in their backbones, and to deal out a task takes long
     for name, config in study.arm_configs.items():
         try:
-            parts[name] = assemble(config, device="meta")
+            wanted = json.dumps(plain(config.data), sort_keys=True, default=str)
+            parts[name] = assemble(config, "meta", data.get(wanted))
+            data[wanted] = parts[name].data
             _check_training(config, parts[name])
             _check_rate_metric(study, parts[name])
         except ValueError as error:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ouro_lab import records
 from ouro_lab.config import ROOT, ConfigError, compose_config, nearest, plain, plain_unresolved
@@ -92,6 +92,7 @@ class Study:
         self.name = name
         self.overrides = tuple(overrides)
         self._made: dict[tuple[str, float, int, str], Run] = {}
+        self._of_runs: dict[str, DictConfig] = {}  # an arm's config, with rate and seed of the run last asked for
         self.config = compose_config(name, overrides)
         if not isinstance(self.config.get("study"), DictConfig):
             raise ConfigError(f"study {name}: experiments/{name}.yaml has no `study` block")
@@ -140,7 +141,9 @@ class Study:
             raise ConfigError(f"arm = {arm}: not an arm of {self.name}; {nearest(arm, self.definition.arms)}")
         key = (arm, lr, seed, phase)
         if key not in self._made:  # asked for twice a second while the study runs
-            config = self.arm_configs[arm].copy()
+            if arm not in self._of_runs:
+                self._of_runs[arm] = self.arm_configs[arm].copy()
+            config = self._of_runs[arm]
             if self.trains(arm):
                 OmegaConf.update(config, "optim.lr", lr)
             OmegaConf.update(config, "seed", seed)
@@ -195,6 +198,8 @@ class Study:
         given = [key for key, value in cfg.budget.items() if value is not None]
         if len(given) != 1 and cfg.do != "evaluate":
             raise ConfigError(f"{self.name}: {name}: budget: give exactly one of steps, tokens, flops (given: {given})")
+        with open_dict(cfg):
+            del cfg["study"]  # most of it, and no part of a run: each would copy and resolve it
         return cfg
 
     def _starts(self, arm: str) -> list[str]:

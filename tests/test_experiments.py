@@ -37,7 +37,7 @@ SHRINK = {
         "data.test_size=4",
         "budget.steps=2",
     ],
-    "released": ["data.folds=2", "data.length=48", "trainer.precision=32-true"],
+    "released": ["backbone.layers=2", "data.folds=2", "data.length=48", "trainer.precision=32-true"],
     "text": [*COMMON, "data=text_file", "data.tokenizer.vocab_size=300", "budget={steps: 2, tokens: null}"],
 }
 PAPER = ["trainer.accelerator=cpu", "trainer.accumulate=1"]
@@ -51,7 +51,7 @@ MORE = {  # what only one study has that makes it long
     "multihop_paper": PAPER,
     "capo_paper": [*PAPER, "data.task.people=64"],
     "text_depth_paper": [*PAPER, "backbone.ffn_width=44"],
-    "ladder_paper": PAPER,
+    "ladder_paper": [*PAPER, "backbone.layers=2"],
     "repeat": ["data.train_tokens=1024"],
     "repeat_lr": ["data.train_tokens=1024"],
     "retrofit": ["backbone.layers=18", "backbone.kv_heads=1", "backbone.ffn_width=44"],
@@ -74,10 +74,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """A folder in Ouro's layout of so many narrow layers, written once."""
-    folder = tmp_path_factory.mktemp("released")
-    return cache(lambda layers: tiny_checkpoint(folder / str(layers), layers))
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Ouro's layout of two narrow layers."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("released") / "tiny")
 
 
 def whole_groups() -> list[str]:
@@ -126,8 +125,9 @@ def shrunk(name: str, arm: str, corpus: Path) -> Run:
     """One arm's run; a key that the arm sets is its own, unless it makes the run long or names a trained model."""
     family = family_of(name)
     shrink = [*SHRINK[family], *OWN_FILES[family](corpus.parent), *MORE.get(name, [])]
-    own = ("budget", "backbone.width", "init_from")
+    own = ("budget", "backbone.width", "init_from", *(["backbone.layers"] if name == "ladder_paper" else []))
     kept = [item for item in full(name).definition.arms[arm].overrides if not item.startswith(own)]
+    kept = ["evaluation.layer=2" if item.startswith("evaluation.layer=") else item for item in kept]  # the last of two
     config = compose_config(name, [*shrink, *kept])
     if full(name).arm_configs[arm].init_from not in (None, CKPT):
         config.init_from = untrained(f"{name}-{arm}", config, corpus.parent)
@@ -197,16 +197,10 @@ def test_smoke_overrides_leave_a_study_that_checks(name):
     assert parts.keys() == whole(name).definition.arms.keys()
 
 
-BETWEEN = [("released_depth", "loops_3"), ("released_depth", "loops_5")]  # neighbours of these depths take theirs
-
-
-@pytest.mark.parametrize(
-    ("name", "arm"),
-    [pytest.param(*pair, id="-".join(pair), marks=[pytest.mark.slow] if pair in BETWEEN else []) for pair in ARMS],
-)
+@pytest.mark.parametrize(("name", "arm"), ARMS)
 def test_every_arm_takes_two_steps(name, arm, corpus, released, monkeypatch):
     monkeypatch.setattr(benchmarks, "score", lambda *given: 0.5)  # lm-eval need not be here: tests/evaluation has it
-    monkeypatch.setenv(CKPT, str(released(whole(name).config.backbone.get("layers") or 24)))
+    monkeypatch.setenv(CKPT, str(released))
     one = shrunk(name, arm, corpus)
     if one.hash not in FINAL:  # arms that differ in what is shrunk away are one run here
         assert run.execute(one) == 0

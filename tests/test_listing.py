@@ -82,7 +82,7 @@ def test_a_row_with_a_run_under_way_is_made_anew(monkeypatch: pytest.MonkeyPatch
 
 def test_list_shows_every_study_with_question_claim_and_cost(capsys, monkeypatch):
     """Those named here: all of them take a minute (README's `make list`, which is slow)."""
-    names = ["exits_p_hop", "mano_paper", "p_hop", "text_lr"]
+    names = ["mano_paper", "p_hop", "text_lr"]
     monkeypatch.setattr(listing, "study_names", lambda: names)
     assert entry.main(["list"]) == 0
     blocks = {block.splitlines()[0]: block for block in capsys.readouterr().out.split("\n\n") if block.strip()}

@@ -222,8 +222,14 @@ def test_a_store_that_does_not_answer_is_one_warning_and_the_study_finishes(quic
     assert (records.runs_root() / "p_hop" / "report" / "report.md").is_file()
 
 
+def run_without_report(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(verbs, "_report", lambda *rest: None)
+        assert entry.main(["run", "p_hop", *overrides]) == 0
+
+
 def test_a_study_moved_without_its_checkpoints_runs_what_is_missing_and_nothing_else(quick, tmp_path, monkeypatch):
-    assert entry.main(["run", "p_hop", *QUIET]) == 0
+    run_without_report(monkeypatch, *QUIET)
     here, there = records.runs_root() / "p_hop", tmp_path / "there" / "p_hop"
     missing, *kept = Study("p_hop", QUIET).expand()
     assert all((here / run.id / "checkpoints").is_dir() for run in kept)
@@ -240,9 +246,9 @@ def test_a_study_moved_without_its_checkpoints_runs_what_is_missing_and_nothing_
     assert (there / "report" / "report.md").is_file()
 
 
-def test_a_study_moved_to_a_machine_of_another_precision_keeps_its_own(quick, capsys):
+def test_a_study_moved_to_a_machine_of_another_precision_keeps_its_own(quick, capsys, monkeypatch):
     first, *rest = Study("p_hop", QUIET).expand()
-    assert entry.main(["run", "p_hop", *QUIET]) == 0
+    run_without_report(monkeypatch, *QUIET)
     shutil.rmtree(first.directory)
     done = records.read_note(rest[0].directory)["execution"]
     moved = "32-true" if done["precision"] == "bf16-mixed" else "bf16-mixed"

@@ -10,7 +10,7 @@ import pytest
 from fake_study import Fake
 
 from analysis import claims, ledger, report, runs
-from analysis.evidence import MismatchError, Stated, read, read_all
+from analysis.evidence import Evidence, MismatchError, Stated, read, read_all
 from ouro_lab.claims import FILE, known
 from ouro_lab.config import ROOT, ConfigError
 from ouro_lab.study import Study
@@ -78,19 +78,26 @@ def test_a_row_of_p_hop_is_its_verdict_json() -> None:
     assert found.effect.endswith(contrast["metric"])
 
 
-def test_all_committed_evidence_is_judged_the_same_again() -> None:
-    found = {folder.parent.name: read(folder.parent, None) for folder in RESULTS.glob("*/verdict.json")}
+@pytest.fixture(scope="module")
+def judged() -> list[Evidence]:
+    """All that is committed, judged again: refused where it is not judged the same."""
+    return read_all(RESULTS, {})
+
+
+def test_all_committed_evidence_is_judged_the_same_again(judged: list[Evidence]) -> None:
+    found = {one.folder.name for one in judged}
+    assert found == {folder.parent.name for folder in RESULTS.glob("*/verdict.json")}
     assert "p_hop" in found
 
 
-def test_the_page_in_the_tree_has_the_numbers_of_its_evidence() -> None:
+def test_the_page_in_the_tree_has_the_numbers_of_its_evidence(judged: list[Evidence]) -> None:
     """No contrast's row is typed or stale, and no study is left out; only `make claims` knows if all rows are there."""
     page = (ROOT / "docs" / "claims.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if "/report.md)" in line]
     by_study: dict[str, list[list[str]]] = {}
     for row in rows:
         by_study.setdefault(re.findall(r"results/(\w+)/report\.md", row[-1])[0], []).append(row)
-    for one in read_all(RESULTS, {}):
+    for one in judged:
         name, laws = one.folder.name, {claim.id for claim in known().values() if claim.law}
         assert name in by_study or not one.result.study["claim"], name
         allowed = {ledger.of_contrast(known()["S03"], one, verdict).effect for verdict in one.verdicts.values()}

@@ -48,6 +48,12 @@ def study(points: Points, laws: list[str], states: dict[int, str] | None = None)
     )
 
 
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """test_scaling_laws.py has the coverage of intervals; here it is which are asked for, and where they go."""
+    monkeypatch.setattr(of_study, "DRAWS", 60)
+
+
 @pytest.fixture(scope="module")
 def drawn() -> Points:
     return draw(ladder(loops=(1, 2, 4, 8)), RECURRENCE, run=0.002, point=0.002)
