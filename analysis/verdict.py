@@ -102,7 +102,10 @@ def decide(estimate: statistics.Estimate, contrast: Mapping[str, Any], alpha: fl
         return "inconclusive"
     if rule == "superiority":
         return "supported" if estimate.mean > bound else "contradicted"
-    return "equivalent" if abs(estimate.mean) < bound else "contradicted"
+    if abs(estimate.mean) > bound:
+        return "contradicted"
+    needed = statistics.equivalence_n(estimate.sd, bound, POWER, alpha)  # an equality that luck in the spread would show
+    return "equivalent" if needed is not None and estimate.n >= needed else "inconclusive"
 
 
 def _family(contrasts: Mapping[str, Mapping[str, Any]], p: Mapping[str, float | None]) -> dict[str, float]:

@@ -78,6 +78,15 @@ def test_equivalence_words(make, flop: list[float], word: str) -> None:
     assert tying(make, final=final, change=easy).word == word
 
 
+def test_an_equality_that_the_seeds_had_no_power_to_show_is_inconclusive(make) -> None:
+    """Both one-sided tests pass, yet three seeds of this spread would pass them in under 80 % of studies."""
+    result = make(Fake(final=set_values(looped=[0.97, 0.97, 0.97], iso_flop=[0.95, 0.97, 0.99])))
+    verdict = judge(result)["cost_of_tying"]
+    assert verdict.p < 0.03
+    assert (verdict.word, verdict.seeds_for_power) == ("inconclusive", 4)
+    assert "80 % power at ±0.05 needs n = 4" in wording.sentence(result.study, verdict)
+
+
 def test_an_inconclusive_equivalence_says_how_many_seeds_it_needs(make) -> None:
     result = make(Fake(final=set_values(looped=[0.99, 0.955, 0.97], iso_flop=[0.952, 0.99, 0.97])))
     verdict = judge(result)["cost_of_tying"]
