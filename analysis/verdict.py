@@ -104,7 +104,7 @@ def decide(estimate: statistics.Estimate, contrast: Mapping[str, Any], alpha: fl
         return "supported" if estimate.mean > bound else "contradicted"
     if abs(estimate.mean) > bound:
         return "contradicted"
-    needed = statistics.equivalence_n(estimate.sd, bound, POWER, alpha)  # an equality that luck in the spread would show
+    needed = statistics.equivalence_n(estimate.sd, bound, POWER, alpha)  # fewer may pass by luck in their spread
     return "equivalent" if needed is not None and estimate.n >= needed else "inconclusive"
 
 
