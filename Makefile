@@ -54,7 +54,7 @@ awk -v tty=$$([ -t 1 ] && echo 1 || echo 0) \
 /^Successfully installed/ { n = NF - 2; printf "%s  %d packages installed\n", (tty ? "\r\033[K" : ""), n; fflush() } \
 END { if (tty) printf "\r\033[K" }'
 endef
-# --no-compile: byte code of 16,000 files would take a quarter of the set-up; Python makes that of each it imports.
+# --no-compile: byte code of 16,000 files takes a minute; Python writes that of each module at its first import.
 define PIP
 install() { "$(PY)" -m pip install --disable-pip-version-check --no-input --no-compile "$$@" 2>&1 | tee -a $(LOG) | $(SHOW); }; \
 try() { install "$$@" || { grep -E "^ *(ERROR|error)" $(LOG) | tail -n 3 | cut -c 1-200; \

@@ -208,8 +208,11 @@ def _notes(verdict: Verdict) -> list[str]:
     notes = [note for note in verdict.notes if not note.startswith("positive control") or "met by" not in note]
     if verdict.rule == "equivalence" and verdict.bare_word == "inconclusive":
         n = verdict.seeds_for_power
-        need = f"needs n = {n}" if n else "is out of reach"
-        notes.append(f"80 % power at ±{verdict.bound:g} {need}")
+        if n is None or n > verdict.n:
+            need = f"needs n = {n}" if n else "is out of reach"
+            notes.append(f"80 % power at ±{verdict.bound:g} {need}")
+        else:
+            notes.append(f"too near ±{verdict.bound:g} to tell")
     return notes
 
 

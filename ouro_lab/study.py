@@ -92,7 +92,7 @@ class Study:
         self.name = name
         self.overrides = tuple(overrides)
         self._made: dict[tuple[str, float, int, str], Run] = {}
-        self._of_runs: dict[str, DictConfig] = {}  # an arm's config, with rate and seed of the run last asked for
+        self._of_runs: dict[str, DictConfig] = {}  # with rate and seed of the run last asked for: not for threads
         self.config = compose_config(name, overrides)
         if not isinstance(self.config.get("study"), DictConfig):
             raise ConfigError(f"study {name}: experiments/{name}.yaml has no `study` block")

@@ -127,8 +127,7 @@ def shrunk(name: str, arm: str, corpus: Path) -> Run:
     shrink = [*SHRINK[family], *OWN_FILES[family](corpus.parent), *MORE.get(name, [])]
     own = ("budget", "backbone.width", "init_from", *(["backbone.layers"] if name == "ladder_paper" else []))
     kept = [item for item in full(name).definition.arms[arm].overrides if not item.startswith(own)]
-    kept = ["evaluation.layer=2" if item.startswith("evaluation.layer=") else item for item in kept]  # the last of two
-    config = compose_config(name, [*shrink, *kept])
+    config = compose_config(name, [*shrink, *map(within_two_layers, kept)])
     if full(name).arm_configs[arm].init_from not in (None, CKPT):
         config.init_from = untrained(f"{name}-{arm}", config, corpus.parent)
     if full(name).trains(arm):
@@ -136,6 +135,12 @@ def shrunk(name: str, arm: str, corpus: Path) -> Run:
     config.seed = 0
     found = config_of(config)
     return Run(name, arm, 1e-3, 0, "main", (), found, find(found["init_from"], 0))
+
+
+def within_two_layers(override: str) -> str:
+    """A probe of a deep checkpoint's layer asks for the last of the narrow one's."""
+    key, _, value = override.partition("=")
+    return f"{key}={min(int(value), 2)}" if key == "evaluation.layer" else override
 
 
 FINAL: dict[str, dict] = {}  # by a run's hash

@@ -43,6 +43,12 @@ def test_the_readme_names_the_verbs():
     assert {"experiment", "test", "list", "status", "report", "power", "match", "evidence", "claims", "ui"} <= typed
 
 
+@pytest.mark.parametrize(("verb", "words"), [("power", "-m analysis.power"), ("match", "-m ouro_lab match")])
+def test_what_is_not_typed_asks_for_its_verb(verb, words):
+    done = subprocess.run(["make", "-n", verb, "NAME=p_hop"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert words in done.stdout
+
+
 def is_slow(place: int, command: str) -> bool:
     """The second and third study, what composes every study, and two verbs that test_verbs.py and test_power.py ask in
     one process: imports are most of each line's time.

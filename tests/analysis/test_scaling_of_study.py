@@ -11,7 +11,7 @@ from analysis import ledger
 from analysis.blocks import Table
 from analysis.evidence import Evidence
 from analysis.runs import CURVE, StudyResult
-from analysis.scaling import of_study
+from analysis.scaling import of_study, verdict
 from analysis.scaling.catalogue import OURO_TOTAL, RECURRENCE
 from analysis.scaling.fits import fit
 from analysis.scaling.points import Points
@@ -52,6 +52,7 @@ def study(points: Points, laws: list[str], states: dict[int, str] | None = None)
 def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """test_scaling_laws.py has the coverage of intervals; here it is which are asked for, and where they go."""
     monkeypatch.setattr(of_study, "DRAWS", 60)
+    monkeypatch.setattr(verdict, "DRAWS", 60)
 
 
 @pytest.fixture(scope="module")

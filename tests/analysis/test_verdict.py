@@ -94,6 +94,13 @@ def test_an_inconclusive_equivalence_says_how_many_seeds_it_needs(make) -> None:
     assert "80 % power at ±0.05 needs n = 7" in wording.sentence(result.study, verdict)
 
 
+def test_an_equality_with_power_may_be_too_near_its_bound(make) -> None:
+    result = make(Fake(final=set_values(looped=[0.925, 0.921, 0.917], iso_flop=[0.97, 0.97, 0.97])))
+    verdict = judge(result)["cost_of_tying"]
+    assert (verdict.word, verdict.seeds_for_power) == ("inconclusive", 2)
+    assert "; too near ±0.05 to tell" in wording.sentence(result.study, verdict)
+
+
 def test_an_estimate_has_no_verdict_word(make) -> None:
     chosen = contrasts()
     chosen["depth_by_reuse"]["rule"] = "estimate"
